@@ -1,0 +1,476 @@
+"""The plan: what each layer shall read, as frozen data that can be printed, saved, compared and verified before use.
+
+A plan is made by a wiring (swcompile.wiring) from a LayerGraph, and carried out by swcompile.rewrite. It refers to the model
+by names only, holds no weights, and is untrusted when it comes from a file: `Plan.from_json` checks its form, `verify` checks
+it against the graph, and nothing is touched before both have passed.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import dataclasses
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+import numpy as np
+from numpy.typing import NDArray
+
+from swcompile.errors import SwnetError
+from swcompile.graph import LayerGraph, Tap, unreadable
+
+FORMAT = "swcompile-plan"
+VERSION = 1
+MAX_BYTES = 256 << 20
+"""The largest plan file that is read. A kernel-wise plan of VGG16 takes about 2 MB."""
+
+CHOICES: Mapping[str, tuple[str, ...]] = {
+    "wiring": ("block", "kernel"),
+    "resample": ("max", "avg", "stride"),
+    "reach": ("uniform", "near", "far"),
+    "dead": ("auto", "forbid", "allow"),
+    "skips": ("keep", "remove"),
+    "budget": ("links", "params"),
+    "init": ("he", "dense"),
+}
+P_POLICIES = ("auto", "boundary", "max_S")
+BLOCK_RULES = ("auto", "producer")
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the user asked of a wiring. Every field is an argument of `swnet.transform`, which explains it.
+
+    `skips`, `budget`, `init`, `conv_to_linear` and `min_in_degree` belong to the wiring `kernel`; `block`, `density`, `dead` and
+    `reach` to `block`. Raises SwnetError for a value outside its range.
+    """
+
+    wiring: str = "block"
+    p: float | str = "auto"
+    density: float = 1.0
+    block: int | str = "auto"
+    resample: str = "max"
+    reach: str = "uniform"
+    seed: int = 0
+    head: bool = False
+    dead: str = "auto"
+    skips: str = "keep"
+    budget: str = "links"
+    init: str = "he"
+    conv_to_linear: bool = False
+    min_in_degree: int = 1
+
+    def __post_init__(self) -> None:
+        for name, choices in CHOICES.items():
+            value = getattr(self, name)
+            if value not in choices:
+                raise SwnetError(f"{name}={value!r} is not a choice; take one of {', '.join(map(repr, choices))}.")
+        for name in ("head", "conv_to_linear"):
+            if not isinstance(getattr(self, name), bool):
+                raise SwnetError(f"{name}={getattr(self, name)!r} is not a truth value; write True or False.")
+        self._check_p()
+        if not _is_real(self.density) or not 0 < self.density <= 1:
+            raise SwnetError(f"density={self.density!r} is outside (0, 1]; 1 keeps every block, 0.5 half of them.")
+        if self.block not in BLOCK_RULES and not _is_count(self.block, at_least=1):
+            raise SwnetError(f"block={self.block!r} is not a block size; take a positive number of channels, 'auto' or 'producer'.")
+        if not _is_count(self.seed, at_least=0):
+            raise SwnetError(f"seed={self.seed!r} is not a seed; take a whole number from 0 up.")
+        if not _is_count(self.min_in_degree, at_least=0):
+            raise SwnetError(f"min_in_degree={self.min_in_degree!r} is not a degree; take a whole number from 0 up.")
+        if self.wiring == "kernel" and self.density != 1:
+            raise SwnetError("density does not apply to wiring='kernel', which keeps the number of links; use wiring='block'.")
+
+    def _check_p(self) -> None:
+        if isinstance(self.p, str):
+            if self.p not in P_POLICIES:
+                raise SwnetError(f"p={self.p!r} is not a policy; take a number from 0 to 1 or one of {', '.join(P_POLICIES)}.")
+        elif not _is_real(self.p) or not 0 <= self.p <= 1:
+            raise SwnetError(f"p={self.p!r} is outside [0, 1]; p is the share of links that become long-range.")
+
+    @property
+    def number(self) -> float:
+        """The rewiring probability; only for options whose policy has been resolved."""
+        assert not isinstance(self.p, str), "the policy of p has not been resolved"
+        return float(self.p)
+
+
+def _is_real(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_count(value: object, *, at_least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and at_least <= value < 1 << 63
+
+
+@dataclass(frozen=True)
+class LayerWiring:
+    """Say what one layer reads instead of its feature.
+
+    `taps`, concatenated in order, are the layer's new input. `columns` says which input channels of the user's weight serve
+    them, in ascending order; its width is that of the taps. For link-by-link wirings `columns` is empty and `mask`, of shape
+    (out_channels, sum of tap widths), marks the live links.
+    """
+
+    layer: str
+    taps: tuple[Tap, ...]
+    columns: tuple[tuple[int, int], ...] = ()
+    mask: NDArray[np.bool_] | None = None
+
+    @property
+    def width(self) -> int:
+        return sum(tap.width for tap in self.taps)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, LayerWiring):
+            return NotImplemented
+        same = (self.layer, self.taps, self.columns) == (other.layer, other.taps, other.columns)
+        if self.mask is None or other.mask is None:
+            return same and self.mask is other.mask
+        return same and np.array_equal(self.mask, other.mask)
+
+    def __hash__(self) -> int:
+        return hash((self.layer, self.taps, self.columns))
+
+
+@dataclass(frozen=True)
+class Promise:
+    """Counts that the rewired module must show: the check counts them again on the module itself.
+
+    `units` is how many blocks (wiring `block`) or links (`kernel`) the eligible layers had, of which `moved` became taps and
+    `pruned` are gone. `params` and `macs` are the changes to the model's totals, per sample for macs.
+    """
+
+    units: int = 0
+    moved: int = 0
+    pruned: int = 0
+    params: int = 0
+    macs: int = 0
+
+    @property
+    def p(self) -> float:
+        """The achieved share of moved units among those that are left."""
+        left = self.units - self.pruned
+        return self.moved / left if left else 0.0
+
+
+@dataclass(frozen=True)
+class Note:
+    """Say why a layer was left alone, or got less than was asked for."""
+
+    layer: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A wiring decided: layers that change, and what they will read. Layers not listed stay as they are.
+
+    `options.p` is always a number here; `requested_p` keeps what was asked. `bypassed` lists sums (fx node, index of the addend
+    that stays) that wiring `kernel` removes with skips="remove".
+    """
+
+    fingerprint: str
+    options: Options
+    requested_p: float | str
+    layers: tuple[LayerWiring, ...]
+    promise: Promise
+    notes: tuple[Note, ...] = ()
+    bypassed: tuple[tuple[str, int], ...] = ()
+
+    def __post_init__(self) -> None:
+        assert not isinstance(self.options.p, str), "a plan holds a number for p"
+
+    @property
+    def digest(self) -> str:
+        """A hash of the plan's bytes, the same on every machine and rank."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()
+
+    def taps(self) -> dict[str, tuple[Tap, ...]]:
+        """Return what each changed layer reads."""
+        return {wiring.layer: wiring.taps for wiring in self.layers}
+
+    def masks(self) -> dict[str, NDArray[np.bool_]]:
+        """Return the mask of each layer that has one."""
+        return {wiring.layer: wiring.mask for wiring in self.layers if wiring.mask is not None}
+
+    def describe(self) -> str:
+        """Say in words what the plan does, a line a layer."""
+        unit = "blocks" if self.options.wiring == "block" else "links"
+        done = self.promise
+        head = (
+            f"wiring {self.options.wiring}, p = {self.options.number:g} (asked: {self.requested_p}), "
+            f"density {self.options.density:g}, seed {self.options.seed}: "
+            f"{done.moved} of {done.units - done.pruned} {unit} moved (p = {done.p:.4f})"
+        )
+        lines = [head + (f", {done.pruned} {unit} pruned" if done.pruned else "")]
+        for wiring in self.layers:
+            shown = " ".join(map(str, wiring.taps[:12])) + (" ..." if len(wiring.taps) > 12 else "")
+            live = "" if wiring.mask is None else f", {int(wiring.mask.sum())} live links"
+            lines.append(f"  {wiring.layer} reads {shown} ({wiring.width} channels{live})")
+        lines.extend(f"  {name} is bypassed: input {index} takes its place" for name, index in self.bypassed)
+        lines.extend(f"  {note.layer}: {note.reason}" for note in self.notes)
+        return "\n".join(lines)
+
+    def __str__(self) -> str:
+        return self.describe()
+
+    def to_json(self) -> str:
+        """Return the plan as JSON: the same plan gives the same text, byte for byte."""
+        names = sorted({tap.feature for wiring in self.layers for tap in wiring.taps})
+        index = {name: place for place, name in enumerate(names)}
+        layers = [
+            {
+                "layer": wiring.layer,
+                "taps": [[index[tap.feature], tap.start, tap.stop, tap.resample] for tap in wiring.taps],
+                "columns": [list(column) for column in wiring.columns],
+                "mask": None if wiring.mask is None else _pack(wiring.mask),
+            }
+            for wiring in self.layers
+        ]
+        document = {
+            "format": FORMAT,
+            "version": VERSION,
+            "fingerprint": self.fingerprint,
+            "options": dataclasses.asdict(self.options),
+            "requested_p": self.requested_p,
+            "features": names,
+            "layers": layers,
+            "promise": dataclasses.asdict(self.promise),
+            "notes": [[note.layer, note.reason] for note in self.notes],
+            "bypassed": [list(item) for item in self.bypassed],
+        }
+        return json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=True) + "\n"
+
+    @staticmethod
+    def from_json(text: str) -> Plan:
+        """Read a plan. Raises SwnetError for anything that is not exactly a plan of this version."""
+        return _Reader(_parse(text)).plan()
+
+    @staticmethod
+    def read(path: str | Path) -> Plan:
+        """Read a plan from a file of at most MAX_BYTES."""
+        file = Path(path)
+        try:
+            if file.stat().st_size > MAX_BYTES:
+                raise SwnetError(f"{file.name} is {file.stat().st_size:,} bytes; a plan has at most {MAX_BYTES:,}.")
+            return Plan.from_json(file.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise SwnetError(f"The plan {file.name} cannot be read: {error.strerror}.") from error
+        except UnicodeDecodeError as error:
+            raise SwnetError(f"The plan {file.name} is not text in UTF-8; it was not written by swcompile.") from error
+
+
+def _pack(mask: NDArray[np.bool_]) -> dict[str, Any]:
+    bits = base64.b64encode(np.packbits(mask, bitorder="little").tobytes()).decode()
+    return {"shape": list(mask.shape), "bits": bits}
+
+
+def _parse(text: str) -> Any:
+    def refuse(constant: str) -> float:
+        raise SwnetError(f"The plan contains {constant}, which is not a number that a plan may hold.")
+
+    try:
+        return json.loads(text, parse_constant=refuse)
+    except (ValueError, RecursionError) as error:
+        raise SwnetError(f"The plan is not JSON ({error}); write it with Plan.to_json or `swcompile transform`.") from error
+
+
+class _Reader:
+    """Turn untrusted JSON into a Plan, or say at which key it goes wrong."""
+
+    def __init__(self, document: Any) -> None:
+        if not isinstance(document, dict) or document.get("format") != FORMAT:
+            raise SwnetError(f'This is not a plan: its "format" should be "{FORMAT}".')
+        version = document.get("version")
+        if not isinstance(version, int) or not _is_count(version, at_least=1):
+            raise SwnetError(f"The plan's version is {version!r}; it should be a whole number, today {VERSION}.")
+        if version > VERSION:
+            raise SwnetError(f"The plan has version {version}, this swcompile reads up to {VERSION}; install a newer swcompile.")
+        self.document = document
+
+    def plan(self) -> Plan:
+        names = self._list("features", str)
+        options = self._record("options", Options)
+        if isinstance(options.p, str):
+            raise SwnetError("The plan's options.p is a policy; a plan holds the number that was chosen.")
+        requested = self._get("requested_p")
+        if not isinstance(requested, int | float | str) or isinstance(requested, bool):
+            raise self._wrong("requested_p", "a number or the name of a policy", requested)
+        return Plan(
+            fingerprint=self._text("fingerprint"),
+            options=options,
+            requested_p=requested,
+            layers=tuple(self._wiring(item, names, place) for place, item in enumerate(self._list("layers", dict))),
+            promise=self._record("promise", Promise),
+            notes=tuple(Note(*self._pair(item, (str, str), "notes")) for item in self._list("notes", list)),
+            bypassed=tuple(self._pair(item, (str, int), "bypassed") for item in self._list("bypassed", list)),
+        )
+
+    def _get(self, key: str) -> Any:
+        if key not in self.document:
+            raise SwnetError(f'The plan has no "{key}"; it is incomplete or was not written by swcompile.')
+        return self.document[key]
+
+    @staticmethod
+    def _wrong(key: str, wanted: str, found: object) -> SwnetError:
+        return SwnetError(f'In the plan, "{key}" should be {wanted}; it is {str(found)[:80]!r}.')
+
+    def _text(self, key: str) -> str:
+        value = self._get(key)
+        if not isinstance(value, str):
+            raise self._wrong(key, "text", value)
+        return value
+
+    def _list(self, key: str, kind: type) -> list[Any]:
+        value = self._get(key)
+        if not isinstance(value, list) or not all(isinstance(item, kind) for item in value):
+            raise self._wrong(key, f"a list of {kind.__name__}", value)
+        return value
+
+    def _pair(self, item: list[Any], kinds: tuple[type, type], key: str) -> tuple[Any, Any]:
+        if len(item) != 2 or not all(isinstance(value, kind) for value, kind in zip(item, kinds, strict=True)):
+            raise self._wrong(key, "a list of pairs", item)
+        return item[0], item[1]
+
+    def _record(self, key: str, kind: type[Any]) -> Any:
+        value = self._get(key)
+        names = {field.name for field in dataclasses.fields(kind)}
+        if not isinstance(value, dict) or set(value) != names:
+            raise self._wrong(key, f"an object with the keys {', '.join(sorted(names))}", value)
+        hints = get_type_hints(kind)
+        for name, item in value.items():
+            allowed = get_args(hints[name]) or (hints[name],)
+            if type(item) not in allowed and not (type(item) is int and float in allowed):
+                raise self._wrong(f"{key}.{name}", " or ".join(option.__name__ for option in allowed), item)
+        return kind(**value)
+
+    def _wiring(self, item: dict[str, Any], names: Sequence[str], place: int) -> LayerWiring:
+        key = f"layers[{place}]"
+        if set(item) != {"layer", "taps", "columns", "mask"} or not isinstance(item["layer"], str):
+            raise self._wrong(key, "an object with layer, taps, columns and mask", item)
+        if not isinstance(item["taps"], list) or not isinstance(item["columns"], list):
+            raise self._wrong(key, "an object whose taps and columns are lists", item)
+        taps = tuple(self._tap(tap, names, key) for tap in item["taps"])
+        columns = tuple(self._pair(column, (int, int), f"{key}.columns") if isinstance(column, list) else self._bad(key, column)
+                        for column in item["columns"])  # fmt: skip
+        mask = None if item["mask"] is None else self._mask(item["mask"], sum(tap.width for tap in taps), key)
+        return LayerWiring(item["layer"], taps, columns, mask)
+
+    def _bad(self, key: str, found: object) -> Any:
+        raise self._wrong(f"{key}.columns", "a list of pairs", found)
+
+    def _tap(self, item: Any, names: Sequence[str], key: str) -> Tap:
+        if not isinstance(item, list) or len(item) != 4 or not all(_is_count(value, at_least=0) for value in item[:3]):
+            raise self._wrong(f"{key}.taps", "a list of [feature, start, stop, resample]", item)
+        index, start, stop, resample = item
+        if index >= len(names):
+            raise SwnetError(f"In the plan, {key} taps feature number {index}; there are {len(names)}.")
+        if start >= stop or resample not in CHOICES["resample"]:
+            raise self._wrong(f"{key}.taps", "channels start < stop and a way to resample", item)
+        return Tap(names[index], start, stop, resample)
+
+    def _mask(self, item: Any, width: int, key: str) -> NDArray[np.bool_]:
+        if not isinstance(item, dict) or set(item) != {"shape", "bits"} or not isinstance(item["bits"], str):
+            raise self._wrong(f"{key}.mask", "an object with shape and bits", item)
+        shape = item["shape"]
+        if not isinstance(shape, list) or len(shape) != 2 or not all(_is_count(size, at_least=1) for size in shape):
+            raise self._wrong(f"{key}.mask.shape", "two sizes", shape)
+        if shape[1] != width:
+            raise SwnetError(f"In the plan, the mask of {key} is {shape[1]} wide; its taps are {width}.")
+        try:
+            raw = base64.b64decode(item["bits"], validate=True)
+        except (binascii.Error, ValueError) as error:
+            raise self._wrong(f"{key}.mask.bits", "base64", item["bits"]) from error
+        if len(raw) != -(-shape[0] * shape[1] // 8):
+            raise SwnetError(
+                f"In the plan, the mask of {key} has {len(raw)} bytes; {shape[0]} x {shape[1]} bits need more or fewer."
+            )
+        bits = np.unpackbits(np.frombuffer(raw, np.uint8), count=shape[0] * shape[1], bitorder="little")
+        return bits.reshape(shape).astype(np.bool_)
+
+
+def verify(plan: Plan, graph: LayerGraph) -> None:
+    """Raise SwnetError unless the plan fits the graph: nothing may be touched before this has passed.
+
+    Checked: the fingerprint; every layer known, eligible and wired once; every tap in range, compatible and earlier; no channel
+    read twice in one layer; columns ascending, disjoint and as wide as the taps; masks of the layer's shape; the promised counts
+    of parameters and multiply-accumulates.
+    """
+    if plan.fingerprint != graph.fingerprint:
+        raise SwnetError(
+            f"The plan was made for another model or input size: its fingerprint is {plan.fingerprint[:12]}, "
+            f"this model's {graph.fingerprint[:12]}. Make a new plan with swnet.plan(model)."
+        )
+    names = [wiring.layer for wiring in plan.layers]
+    if len(set(names)) < len(names):
+        raise SwnetError("The plan wires a layer twice; make a new plan with swnet.plan(model).")
+    for wiring in plan.layers:
+        _verify_layer(wiring, graph)
+    params, macs = promised_change(plan.layers, graph)
+    if (plan.promise.params, plan.promise.macs) != (params, macs):
+        raise SwnetError(
+            f"The plan promises a change of {plan.promise.params:,} parameters and {plan.promise.macs:,} multiply-accumulates; "
+            f"its wirings make it {params:,} and {macs:,}. The plan was altered; make a new one."
+        )
+
+
+def _verify_layer(wiring: LayerWiring, graph: LayerGraph) -> None:
+    layer = graph.layer_by_name.get(wiring.layer)
+    if layer is None:
+        raise SwnetError(f"The plan wires a layer {wiring.layer!r}, which the model does not have.")
+    if layer.refused is not None:
+        raise SwnetError(f"The plan wires {layer.name}, which cannot be rewired: {layer.refused}.")
+    if not wiring.taps:
+        raise SwnetError(f"The plan leaves {layer.name} without any input.")
+    spans: dict[str, list[tuple[int, int]]] = {}
+    for tap in wiring.taps:
+        feature = graph.feature_by_name.get(tap.feature)
+        if feature is None:
+            raise SwnetError(f"In the plan, {layer.name} taps a feature {tap.feature!r}, which the model does not have.")
+        if tap.stop > feature.channels:
+            raise SwnetError(f"In the plan, {layer.name} taps {tap}; {tap.feature} has {feature.channels} channels.")
+        reason = None if tap.feature == layer.feature else unreadable(graph, feature, layer)
+        if reason is not None:
+            raise SwnetError(f"In the plan, {layer.name} cannot tap {tap}: {reason}.")
+        spans.setdefault(tap.feature, []).append((tap.start, tap.stop))
+    for name, taken in spans.items():
+        if _overlap(sorted(taken)):
+            raise SwnetError(f"In the plan, {layer.name} reads a channel of {name} twice.")
+    if wiring.mask is not None:
+        if layer.groups > 1 or wiring.mask.shape != (layer.out_channels, wiring.width):
+            raise SwnetError(f"In the plan, the mask of {layer.name} has shape {wiring.mask.shape}; "
+                             f"{(layer.out_channels, wiring.width)} is needed, and one group.")  # fmt: skip
+        return
+    ordered = all(start < stop for start, stop in wiring.columns) and list(wiring.columns) == sorted(wiring.columns)
+    ordered = ordered and bool(wiring.columns) and not _overlap(wiring.columns)
+    if not ordered or wiring.columns[0][0] < 0 or wiring.columns[-1][1] > layer.in_channels:
+        raise SwnetError(f"In the plan, the columns of {layer.name} are not ascending parts of its {layer.in_channels} channels.")
+    if sum(stop - start for start, stop in wiring.columns) != wiring.width:
+        raise SwnetError(f"In the plan, {layer.name} taps {wiring.width} channels for weights of another width.")
+
+
+def _overlap(spans: Sequence[tuple[int, int]]) -> bool:
+    return any(right[0] < left[1] for left, right in pairwise(spans))
+
+
+def promised_change(wirings: Sequence[LayerWiring], graph: LayerGraph) -> tuple[int, int]:
+    """Return by how many parameters and multiply-accumulates per sample the wirings change the model.
+
+    Masked layers count live links; a layer with fewer columns loses their weights and what its own norms carry per channel.
+    """
+    params = macs = 0
+    for wiring in wirings:
+        layer = graph.layer_by_name[wiring.layer]
+        live = wiring.width // layer.groups * layer.out_channels if wiring.mask is None else int(wiring.mask.sum())
+        change = (live - layer.links) * layer.kernel_area
+        params += change
+        macs += change * layer.positions
+        if wiring.mask is None:
+            params += (wiring.width - layer.in_channels) * layer.chain_params
+    return params, macs
