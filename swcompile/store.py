@@ -1,0 +1,430 @@
+"""Save a rewired model to a folder and read it back, never through a pickle.
+
+    plan.json              what each layer reads
+    weights.safetensors    the state dict, tensors that are shared stored once
+    manifest.json          format, versions, example shapes, sizes and hashes of the two above
+
+`write` fills a temporary folder beside the target and renames it, so that a reader sees the whole folder or none. Whatever is
+read back is untrusted: names are fixed and so cannot leave the folder, links are refused, sizes are bounded before anything is
+read, and every defect is one SwnetError.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import secrets
+import shutil
+import stat
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from io import BufferedReader
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from swcompile import plan as plans
+from swcompile.errors import SwnetError
+from swcompile.plan import Plan
+
+FORMAT = "swcompile-model"
+VERSION = 1
+PLAN, WEIGHTS, MANIFEST = "plan.json", "weights.safetensors", "manifest.json"
+OURS = (PLAN, WEIGHTS, MANIFEST, "ledger.json", "report.html", "model.py", "source", "__pycache__")
+"""What `swcompile transform` and `save` write (and Python beside them): all that `force` may replace."""
+
+MAX_MANIFEST_BYTES = 16 << 20
+MAX_HEADER_BYTES = 101 << 20
+"""safetensors itself reads headers of up to 100 MB."""
+MAX_ELEMENTS = 1 << 30
+"""The largest example input: sizes in a manifest or on a command line may be typing errors."""
+
+Shape = tuple[tuple[int, ...], torch.dtype]
+"""Shape and dtype of one example input."""
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A saved model whose plan has been read; its weights stay on the disk until `fill`."""
+
+    folder: Path
+    plan: Plan
+    shapes: tuple[Shape, ...]
+    aliases: Mapping[str, str]
+    weights_bytes: int
+    weights_sha256: str
+    model: str
+
+
+# Writing
+
+
+def write(
+    folder: str | Path,
+    plan: Plan,
+    state: Mapping[str, Any],
+    shapes: tuple[Shape, ...],
+    *,
+    model: str = "",
+    texts: Mapping[str, str] | None = None,
+    force: bool = False,
+) -> None:
+    """Write a rewired model to a new folder, whole or not at all.
+
+    `state` is its state dict, `shapes` the example inputs that the plan was made for, `model` the name of its class, `texts`
+    further files by their path inside the folder. With `force`, a folder written earlier is replaced: the old one stays until
+    the new one is complete. Raises SwnetError where the folder exists, holds files that are not ours, or cannot be written.
+    """
+    for path in texts or {}:
+        assert path.split("/")[0] in OURS, f"{path} is not a file of a saved model"
+        assert ".." not in path.split("/"), f"{path} leaves the folder"
+    with replacing(folder, force=force) as fresh:
+        _write_files(fresh, plan, state, shapes, model)
+        for path, text in (texts or {}).items():
+            (fresh / path).parent.mkdir(parents=True, exist_ok=True)
+            (fresh / path).write_text(text, encoding="utf-8", newline="\n")
+
+
+def _write_files(fresh: Path, plan: Plan, state: Mapping[str, Any], shapes: tuple[Shape, ...], model: str) -> None:
+    (fresh / PLAN).write_bytes(plan.to_json().encode())
+    unique, aliases = _unshare(state)
+    try:
+        save_file(unique, fresh / WEIGHTS)
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise SwnetError(f"The weights cannot be written as safetensors: {_first_line(error)}.") from error
+    manifest = {
+        "format": FORMAT,
+        "version": VERSION,
+        "swcompile": _version(),
+        "torch": torch.__version__.split("+")[0],
+        "model": model,
+        "seed": plan.options.seed,
+        "example_inputs": [[list(sizes), _dtype_name(dtype)] for sizes, dtype in shapes],
+        "files": {name: {"bytes": (fresh / name).stat().st_size, "sha256": _digest(fresh / name)} for name in (PLAN, WEIGHTS)},
+        "aliases": aliases,
+    }
+    (fresh / MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n", encoding="utf-8", newline="\n")
+
+
+def _version() -> str:
+    try:
+        return metadata.version("swcompile")
+    except metadata.PackageNotFoundError:  # run from a checkout that is not installed
+        return "0"
+
+
+def _unshare(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return each tensor once, on the CPU and contiguous, and which names stand for which."""
+    unique: dict[str, Tensor] = {}
+    aliases: dict[str, str] = {}
+    seen: dict[object, str] = {}
+    owned: set[int] = set()
+    for name, value in state.items():
+        tensor = _storable(name, value)
+        first = seen.setdefault(_identity(tensor), name)
+        if first != name:
+            aliases[name] = first
+            continue
+        plain = tensor.cpu().contiguous()
+        storage = plain.untyped_storage()
+        if storage.data_ptr() in owned or storage.nbytes() != plain.nbytes:
+            plain = plain.clone()  # another view of the same memory: safetensors wants each tensor to own its own
+        owned.add(storage.data_ptr())
+        unique[name] = plain
+    return unique, aliases
+
+
+def _storable(name: str, value: object) -> Tensor:
+    if not isinstance(value, Tensor):
+        raise SwnetError(
+            f"{name} is extra state of type {type(value).__name__}; only tensors are saved, since anything else would need "
+            "a pickle. Keep it in a buffer, or save it yourself."
+        )
+    if value.is_meta:
+        raise SwnetError(
+            f"{name} is on the meta device and has no memory; give the model some first: model.to_empty(device='cpu')."
+        )
+    if value.layout is not torch.strided or value.is_quantized:
+        raise SwnetError(f"{name} is a sparse or quantized tensor; only plain ones are saved. Convert it first.")
+    return value.detach()
+
+
+def _identity(tensor: Tensor) -> object:
+    """Return a key that two tensors have in common when they are the same memory, read the same way."""
+    if tensor.numel() == 0:
+        return object()
+    place = tensor.untyped_storage().data_ptr()
+    return tensor.device, place, tensor.storage_offset(), tensor.shape, tensor.stride(), tensor.dtype
+
+
+@contextlib.contextmanager
+def replacing(folder: str | Path, *, force: bool = False) -> Iterator[Path]:
+    """Yield an empty folder beside `folder`, which takes its place when the block ends well and vanishes when it does not."""
+    target = check_target(folder, force=force)
+    token = secrets.token_hex(4)
+    fresh = target.with_name(f".{target.name}.new-{token}")
+    try:
+        fresh.mkdir()
+        yield fresh
+        _swap(fresh, target, target.with_name(f".{target.name}.old-{token}"), force=force)
+    except OSError as error:
+        raise SwnetError(f"The folder {folder} cannot be written: {error.strerror or error}. Choose another one.") from error
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+
+
+def _swap(fresh: Path, target: Path, old: Path, *, force: bool) -> None:
+    if not os.path.lexists(target):
+        fresh.rename(target)
+        return
+    check_target(target, force=force)
+    try:
+        target.rename(old)
+        fresh.rename(target)
+    finally:
+        if old.exists() and not target.exists():  # interrupted between the two
+            old.rename(target)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def check_target(folder: str | Path, *, force: bool = False) -> Path:
+    """Return the absolute path of a folder that may be written. Raises SwnetError where it may not, and says why.
+
+    `force` replaces what swcompile wrote, and nothing else: `--out . --force` must not cost anybody their files.
+    """
+    target = Path(os.path.abspath(folder))
+    if not target.name or not target.parent.is_dir():
+        raise SwnetError(
+            f"The folder {folder} cannot be written: there is no folder {Path(folder).parent} to put it in. Create that first."
+        )
+    if not os.path.lexists(target):
+        return target
+    if target.is_symlink() or not target.is_dir():
+        raise SwnetError(f"{folder} exists and is not a folder. Choose another name, or remove it.")
+    if not force:
+        raise SwnetError(f"The folder {folder} exists. Choose another one, or replace it: --force, or swnet.save(..., force=True).")
+    found = sorted(entry.name for entry in target.iterdir())
+    foreign = [name for name in found if name not in OURS]
+    if foreign or (found and MANIFEST not in found):
+        shown = ", ".join((foreign or found)[:5])
+        raise SwnetError(
+            f"The folder {folder} holds files that swcompile did not write ({shown}); it is not replaced. Choose another."
+        )
+    return target
+
+
+# Reading
+
+
+def read(folder: str | Path) -> Stored:
+    """Read the manifest and the plan of a saved model. Raises SwnetError for anything that is not exactly what `write` wrote."""
+    root = Path(folder)
+    if not root.is_dir():
+        raise SwnetError(f"There is no folder {folder} to load; write one with swnet.save or `swcompile transform`.")
+    with _opened(root / MANIFEST) as file:
+        manifest = _Manifest(_bounded(file, MANIFEST, MAX_MANIFEST_BYTES))
+    size, digest = manifest.file(PLAN)
+    with _opened(root / PLAN) as file:
+        raw = _bounded(file, PLAN, plans.MAX_BYTES)
+    _match(PLAN, len(raw), size, hashlib.sha256(raw).hexdigest(), digest)
+    try:
+        plan = Plan.from_json(raw.decode())
+    except UnicodeDecodeError as error:
+        raise SwnetError(f"{PLAN} is not text in UTF-8; it was not written by swcompile.") from error
+    return Stored(root, plan, manifest.shapes(), manifest.aliases(), *manifest.file(WEIGHTS), manifest.text("model"))
+
+
+def fill(module: nn.Module, stored: Stored) -> None:
+    """Load the saved weights into a rewired module, strictly. Raises SwnetError, and touches nothing, where they do not match."""
+    wanted = module.state_dict()
+    for name, value in wanted.items():
+        _storable(name, value)
+    room = sum(tensor.nbytes for tensor in wanted.values()) + MAX_HEADER_BYTES
+    path = stored.folder / WEIGHTS
+    with _opened(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > room:
+            raise SwnetError(f"{WEIGHTS} has {size:,} bytes; this model's weights need at most {room:,}. It is not of this model.")
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    _match(WEIGHTS, size, stored.weights_bytes, digest, stored.weights_sha256)
+    try:
+        with safe_open(path, framework="pt") as tensors:
+            weights = {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118 (not a mapping)
+    except (SafetensorError, KeyError, ValueError, RuntimeError, TypeError, OSError) as error:
+        raise SwnetError(f"{WEIGHTS} cannot be read as safetensors: {_first_line(error)}. Save the model again.") from error
+    weights |= {name: weights[first] for name, first in stored.aliases.items() if first in weights and name not in weights}
+    _compare(wanted, weights)
+    module.load_state_dict(weights, strict=True)
+
+
+def _compare(wanted: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> None:
+    wrong = [f"{name} is missing" for name in wanted if name not in weights]
+    wrong += [f"{name} is not in the model" for name in weights if name not in wanted]
+    for name in (name for name in wanted if name in weights):
+        need, have = wanted[name], weights[name]
+        if (need.shape, need.dtype) != (have.shape, have.dtype):
+            wrong.append(f"{name} is {_words(have)}, the model's {_words(need)}")
+    first: dict[object, str] = {}
+    for name, tensor in wanted.items():
+        other = first.setdefault(_identity(tensor), name)
+        if not wrong and other != name and not torch.equal(weights[name], weights[other]):
+            wrong.append(f"{name} and {other} are one tensor in the model, two different ones in the file")
+    if wrong:
+        more = f", and {len(wrong) - 5} more" if len(wrong) > 5 else ""
+        raise SwnetError(
+            f"The saved weights do not match the model: {'; '.join(wrong[:5])}{more}. Build the model as when it was saved."
+        )
+
+
+def _words(tensor: Tensor) -> str:
+    return f"{_dtype_name(tensor.dtype)} of shape {tuple(tensor.shape)}"
+
+
+def _dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _match(name: str, size: int, wanted_size: int, digest: str, wanted_digest: str) -> None:
+    if (size, digest) != (wanted_size, wanted_digest):
+        raise SwnetError(
+            f"{name} is not the file that {MANIFEST} describes: {size:,} bytes with hash {digest[:12]}, "
+            f"not {wanted_size:,} with {wanted_digest[:12]}. It was cut short or altered; save the model again."
+        )
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[BufferedReader]:
+    """Open a plain file for reading: no link that leads elsewhere, no pipe that never ends."""
+    try:
+        if path.is_symlink():  # where O_NOFOLLOW is missing
+            raise SwnetError(f"{path.name} is a link; a saved model holds plain files only.")
+        flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+        with os.fdopen(os.open(path, flags), "rb") as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise SwnetError(f"{path.name} is not a plain file; it was not written by swcompile.")
+            yield file
+    except FileNotFoundError as error:
+        raise SwnetError(f"{path.parent.name} holds no {path.name}; it is not a complete saved model.") from error
+    except OSError as error:
+        raise SwnetError(f"{path.name} cannot be read: {error.strerror or error}.") from error
+
+
+def _bounded(file: BufferedReader, name: str, limit: int) -> bytes:
+    size = os.fstat(file.fileno()).st_size
+    if size > limit:
+        raise SwnetError(f"{name} is {size:,} bytes; at most {limit:,} are read.")
+    return file.read(limit)
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")[:200]
+
+
+class _Manifest:
+    """Take an untrusted manifest apart, or say at which key it goes wrong."""
+
+    KEYS = frozenset({"format", "version", "swcompile", "torch", "model", "seed", "example_inputs", "files", "aliases"})
+
+    def __init__(self, raw: bytes) -> None:
+        try:
+            document = json.loads(raw.decode(), parse_constant=_no_constant, object_pairs_hook=_no_doubles)
+        except (ValueError, RecursionError) as error:
+            raise SwnetError(f"{MANIFEST} is not JSON ({_first_line(error)}); it was not written by swcompile.") from error
+        if not isinstance(document, dict) or document.get("format") != FORMAT:
+            raise SwnetError(f'{MANIFEST} does not describe a saved model: its "format" should be "{FORMAT}".')
+        self.document = document
+        version = self._count(document.get("version"), "version")
+        if version > VERSION:
+            raise SwnetError(
+                f"The model was saved in version {version}, this swcompile reads up to {VERSION}; install a newer one."
+            )
+        if version < 1 or set(document) != self.KEYS:
+            raise self._wrong("version or keys", f"version {VERSION} with {', '.join(sorted(self.KEYS))}", sorted(document))
+        for key in ("swcompile", "torch", "model"):
+            self.text(key)
+        self._count(document["seed"], "seed")
+
+    @staticmethod
+    def _wrong(key: str, wanted: str, found: object) -> SwnetError:
+        return SwnetError(f"In {MANIFEST}, {key} should be {wanted}; it is {str(found)[:80]!r}.")
+
+    def _count(self, value: object, key: str) -> int:
+        if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 1 << 63:
+            raise self._wrong(key, "a whole number from 0 up", value)
+        return value
+
+    def text(self, key: str) -> str:
+        value = self.document[key]
+        if not isinstance(value, str) or len(value) > 200 or not value.isprintable():
+            raise self._wrong(key, "a short text", value)
+        return value
+
+    def file(self, name: str) -> tuple[int, str]:
+        """Return the size and the hash of a file."""
+        files = self.document["files"]
+        if not isinstance(files, dict) or set(files) != {PLAN, WEIGHTS}:
+            raise self._wrong("files", f"an object with {PLAN} and {WEIGHTS}", files)
+        facts = files[name]
+        if not isinstance(facts, dict) or set(facts) != {"bytes", "sha256"}:
+            raise self._wrong(f"files[{name}]", "an object with bytes and sha256", facts)
+        digest = facts["sha256"]
+        if not isinstance(digest, str) or not re.fullmatch("[0-9a-f]{64}", digest):
+            raise self._wrong(f"files[{name}].sha256", "64 hexadecimal digits", digest)
+        return self._count(facts["bytes"], f"files[{name}].bytes"), digest
+
+    def shapes(self) -> tuple[Shape, ...]:
+        items = self.document["example_inputs"]
+        if not isinstance(items, list) or len(items) > 64:
+            raise self._wrong("example_inputs", "a list of at most 64 [sizes, dtype]", items)
+        return tuple(self._shape(item) for item in items)
+
+    def _shape(self, item: object) -> Shape:
+        match item:
+            case [[*sizes], str(name)] if len(sizes) <= 8:
+                found = tuple(self._count(size, "example_inputs") for size in sizes)
+                return check_shape(found, name, f"example_inputs in {MANIFEST}")
+        raise self._wrong("example_inputs", "a list of [sizes, dtype]", item)
+
+    def aliases(self) -> dict[str, str]:
+        found = self.document["aliases"]
+        if not isinstance(found, dict) or not all(isinstance(first, str) for first in found.values()):
+            raise self._wrong("aliases", "an object of names", found)
+        return found
+
+
+def check_shape(sizes: tuple[int, ...], dtype: str, what: str) -> Shape:
+    """Return a shape from numbers and the name of a dtype. Raises SwnetError where no such example input can be made."""
+    found = getattr(torch, dtype, None) if dtype.isidentifier() else None
+    if not isinstance(found, torch.dtype):
+        raise SwnetError(f"{what}: {dtype!r} is not a dtype; take float32, float64, bfloat16, int64 or another name of torch's.")
+    elements = 1
+    for size in sizes:
+        elements *= size
+        if size < 1 or elements > MAX_ELEMENTS:
+            raise SwnetError(f"{what}: {'x'.join(map(str, sizes))} is not a size to try; take sizes from 1 up, "
+                             f"{MAX_ELEMENTS:,} elements at most.")  # fmt: skip
+    return sizes, found
+
+
+def _no_constant(constant: str) -> float:
+    raise ValueError(f"{constant} is not a number it may hold")
+
+
+def _no_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        raise ValueError("a key occurs twice")
+    return made
