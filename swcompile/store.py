@@ -33,6 +33,7 @@ from torch import Tensor, nn
 
 from swcompile import plan as plans
 from swcompile.errors import SwnetError
+from swcompile.modelfile import Shape, check_shape
 from swcompile.plan import Plan
 
 FORMAT = "swcompile-model"
@@ -44,11 +45,6 @@ OURS = (PLAN, WEIGHTS, MANIFEST, "ledger.json", "report.html", "model.py", "sour
 MAX_MANIFEST_BYTES = 16 << 20
 MAX_HEADER_BYTES = 101 << 20
 """safetensors itself reads headers of up to 100 MB."""
-MAX_ELEMENTS = 1 << 30
-"""The largest example input: sizes in a manifest or on a command line may be typing errors."""
-
-Shape = tuple[tuple[int, ...], torch.dtype]
-"""Shape and dtype of one example input."""
 
 
 @dataclass(frozen=True)
@@ -403,20 +399,6 @@ class _Manifest:
         if not isinstance(found, dict) or not all(isinstance(first, str) for first in found.values()):
             raise self._wrong("aliases", "an object of names", found)
         return found
-
-
-def check_shape(sizes: tuple[int, ...], dtype: str, what: str) -> Shape:
-    """Return a shape from numbers and the name of a dtype. Raises SwnetError where no such example input can be made."""
-    found = getattr(torch, dtype, None) if dtype.isidentifier() else None
-    if not isinstance(found, torch.dtype):
-        raise SwnetError(f"{what}: {dtype!r} is not a dtype; take float32, float64, bfloat16, int64 or another name of torch's.")
-    elements = 1
-    for size in sizes:
-        elements *= size
-        if size < 1 or elements > MAX_ELEMENTS:
-            raise SwnetError(f"{what}: {'x'.join(map(str, sizes))} is not a size to try; take sizes from 1 up, "
-                             f"{MAX_ELEMENTS:,} elements at most.")  # fmt: skip
-    return sizes, found
 
 
 def _no_constant(constant: str) -> float:
