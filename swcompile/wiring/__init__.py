@@ -1,0 +1,1 @@
+"""Wirings: from a layer graph and options to a plan. Pure, seeded, without torch."""

@@ -1,0 +1,264 @@
+"""Wiring `block`: each layer keeps most of its own input and reads long-range blocks in the slots of the others.
+
+    before   conv3 reads relu2[0:64]
+    after    conv3 reads relu2[0:16] x[0:3] relu1[8:21] relu2[32:64]      the same width, the same weights
+
+All output channels of a layer share one wiring, so the layer stays an ordinary dense convolution over a gathered input. The
+stages: find the sites and cut them into slots (eligible, blocks), choose how many slots each keeps and how many of these move
+(apportion), draw what they read (sources), give unread maps a reader (repair), and write it all down as a Plan.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from swcompile.graph import LayerGraph, Tap
+from swcompile.plan import LayerWiring, Note, Options, Plan, Promise, promised_change
+from swcompile.wiring.apportion import apportion, nearest
+from swcompile.wiring.blocks import Atlas, Maps, Piece
+from swcompile.wiring.draw import Draw
+from swcompile.wiring.eligible import Site, find_sites
+from swcompile.wiring.readers import Readers, tally
+from swcompile.wiring.repair import Move, Repair
+from swcompile.wiring.sources import draw_pieces, fill, weights_of
+
+
+def wire_block(graph: LayerGraph, options: Options) -> Plan:
+    """Decide which blocks of which layers become long-range taps. Pure: the same arguments give the same plan, byte for byte.
+
+    `options.p` is a number. Raises SwnetError where `options.block` fits no layer. See wiring.md 3.2 for the rules.
+    """
+    return BlockWiring(graph, options).plan(options.number)
+
+
+@dataclass(frozen=True)
+class Kept:
+    """The slots that a site keeps at p = 0, group by group, those first that are the last to move."""
+
+    groups: tuple[tuple[int, ...], ...]
+
+    @cached_property
+    def slots(self) -> list[int]:
+        return sorted(slot for group in self.groups for slot in group)
+
+    @property
+    def count(self) -> int:
+        return sum(map(len, self.groups))
+
+    def movable(self, count: int) -> list[int]:
+        """Return the `count` slots that move first, the same number from each group."""
+        each = count // len(self.groups)
+        return [slot for group in self.groups for slot in group[len(group) - each :]]
+
+
+class BlockWiring:
+    """Everything about a wiring that does not depend on p, so that a sweep over p pays for it once."""
+
+    def __init__(self, graph: LayerGraph, options: Options) -> None:
+        self.graph, self.options = graph, options
+        self.atlas = Atlas(graph)
+        self.sites, self.notes = find_sites(self.atlas, options)
+        self.before = self._readers_before()
+        self.kept = self._keep()
+        self.needed = self.before.needed if options.density == 1 else self.before.count > 0
+        self.direct = tally(self.atlas, self._pieces_at_zero())
+
+    def plan(self, p: float) -> Plan:
+        """Return the plan for one p."""
+        wanted = apportion(p, [kept.count for kept in self.kept], [site.layer.groups for site in self.sites])
+        drawn = self._draw(wanted)
+        moves, readers, allowed = self._repaired(drawn)
+        wirings = tuple(self._wirings(moves))
+        left = sum(kept.count for kept in self.kept)
+        units = sum(len(site.slots) for site in self.sites)
+        params, macs = promised_change(wirings, self.graph)
+        promise = Promise(units, len(moves), units - left, params, macs)
+        notes = [*self.notes, *self._shortfalls(wanted, drawn, moves), *self._summary(p, promise, readers, allowed)]
+        return Plan(self.graph.fingerprint, replace(self.options, p=float(p)), self.options.p, wirings, promise, tuple(notes))
+
+    def _readers_before(self) -> Readers:
+        """Count the readers of the network as it is."""
+        own = [slot.maps for site in self.sites for slot in site.slots]
+        return Readers(self.atlas, tally(self.atlas, [*own, *self._fixed_maps()]))
+
+    def _fixed_maps(self) -> list[Maps]:
+        """Return what sinks and the layers that stay as they are read."""
+        sites = {site.layer.name for site in self.sites}
+        maps: list[Maps] = [(self.atlas.span(run),) for run in self.graph.sinks]
+        for layer in self.graph.layers:
+            if layer.name not in sites:
+                maps += [(self.atlas.span(run),) for run in self.graph.feature_by_name[layer.feature].runs]
+        return maps
+
+    def _pieces_at_zero(self) -> list[Maps]:
+        chosen = (
+            site.slots[slot].maps for site, kept in zip(self.sites, self.kept, strict=True) for g in kept.groups for slot in g
+        )
+        return [*chosen, *self._fixed_maps()]
+
+    def _keep(self) -> list[Kept]:
+        """Choose the slots that each site keeps: all at density 1, else the nearest ones, the most read dropped first."""
+        groups = [site.layer.groups for site in self.sites]
+        counts = apportion(self.options.density, [len(site.slots) for site in self.sites], groups, least=1)
+        depth = _depths(self.graph) if self.options.density < 1 else []
+        return [self._keep_in(site, count, depth) for site, count in zip(self.sites, counts, strict=True)]
+
+    def _keep_in(self, site: Site, count: int, depth: Sequence[int]) -> Kept:
+        draw = Draw(self.options.seed, site.layer.name)
+        each = count // site.layer.groups
+        groups: list[tuple[int, ...]] = []
+        for group in range(site.layer.groups):
+            order = draw.shuffled(range(group * site.per_group, (group + 1) * site.per_group))
+            if self.options.density < 1:
+                order.sort(key=lambda slot: self._far_and_read(site.slots[slot], depth))
+            for slot in order[each:]:
+                self.before.drop(site.slots[slot].maps)
+            groups.append(tuple(order[:each]))
+        return Kept(tuple(groups))
+
+    def _far_and_read(self, slot: Piece, depth: Sequence[int]) -> tuple[int, int]:
+        producers = {self.atlas.producer(low) for low, _ in slot.maps}
+        readers = min(int(self.before.count[low:high].min()) for low, high in slot.maps)
+        return -max(depth[producer] for producer in producers), readers
+
+    def _draw(self, wanted: Sequence[int]) -> list[Move]:
+        """Draw what the moved slots of each site read, as far as there is anything to read."""
+        moves: list[Move] = []
+        distances = self.graph.distances() if self.options.reach != "uniform" else None
+        vectors = {} if distances is None else {site.layer.name: place for place, site in enumerate(self.sites)}
+        if distances is None:
+            for place, count in enumerate(wanted):
+                moves += self._draw_at(place, count, None)
+            return moves
+        for layer, vector in distances:
+            if layer.name in vectors:
+                place = vectors[layer.name]
+                moves += self._draw_at(place, wanted[place], weights_of(self.sites[place], self.options.reach, vector))
+        return moves
+
+    def _draw_at(self, place: int, count: int, weights: NDArray[np.float64] | None) -> list[Move]:
+        site = self.sites[place]
+        slots = self._fitting(site, self.kept[place], count)
+        if not slots:
+            return []
+        stream = draw_pieces(site, Draw(self.options.seed, f"{site.layer.name} sources"), weights)
+        filled = fill(self.atlas, [site.slots[slot].width for slot in slots], stream)
+        return [Move(place, slot, pieces) for slot, pieces in zip(slots, filled, strict=True)]
+
+    @staticmethod
+    def _fitting(site: Site, kept: Kept, count: int) -> list[int]:
+        """Return the slots to move, no more than the candidates can fill."""
+        while count:
+            slots = kept.movable(count)
+            if sum(site.slots[slot].width for slot in slots) <= site.room:
+                return slots
+            count -= site.layer.groups
+        return []
+
+    def _repaired(self, drawn: Sequence[Move]) -> tuple[list[Move], Readers, bool]:
+        """Repair what the moves leave unread. Returns the moves, the readers, and whether dead channels were allowed."""
+        if self.options.dead != "allow":
+            repair = self._repair(drawn)
+            repair.hand_over(last_first=True)
+            repair.forbid(exchange=self.options.density == 1)
+            if self.options.dead == "forbid" or 2 * len(repair.moves) >= len(drawn):
+                return repair.moves, repair.readers, False
+        repair = self._repair(drawn)
+        repair.hand_over(last_first=False)
+        return repair.moves, repair.readers, True
+
+    def _repair(self, drawn: Sequence[Move]) -> Repair:
+        moves = [Move(move.site, move.slot, list(move.pieces)) for move in drawn]
+        taken = tally(self.atlas, [piece.maps for move in moves for piece in move.pieces])
+        given = tally(self.atlas, [self.sites[move.site].slots[move.slot].maps for move in moves])
+        readers = Readers(self.atlas, self.direct + taken - given, self.needed)
+        return Repair(self.atlas, self.sites, moves, readers, Draw(self.options.seed, " repair"))
+
+    def _wirings(self, moves: Sequence[Move]) -> list[LayerWiring]:
+        by_site: list[dict[int, Move]] = [{} for _ in self.sites]
+        for move in moves:
+            by_site[move.site][move.slot] = move
+        wirings: list[LayerWiring] = []
+        for site, kept, moved in zip(self.sites, self.kept, by_site, strict=True):
+            if moved or kept.count < len(site.slots):
+                wirings.append(self._wiring(site, kept.slots, moved))
+        return wirings
+
+    def _wiring(self, site: Site, kept: Sequence[int], moved: dict[int, Move]) -> LayerWiring:
+        taps: list[tuple[int, int, int]] = []
+        columns: list[tuple[int, int]] = []
+        for slot in kept:
+            own = site.slots[slot]
+            if slot in moved:
+                taps += [self.atlas.best_view(piece, site.kind, site.layer) for piece in moved[slot].pieces]
+            else:
+                taps.append(own[:3])
+            columns.append((own.start, own.stop))
+        names = [feature.name for feature in self.graph.features]
+        resample = self.options.resample
+        read = tuple(Tap(names[feature], start, stop, resample) for feature, start, stop in _joined(taps))
+        return LayerWiring(site.layer.name, read, tuple((start, stop) for _, start, stop in _joined([(0, *c) for c in columns])))
+
+    def _shortfalls(self, wanted: Sequence[int], drawn: Sequence[Move], moves: Sequence[Move]) -> list[Note]:
+        """Say of each layer that moves less than its share why it does."""
+        notes: list[Note] = []
+        could, did = (np.bincount([move.site for move in some], minlength=len(wanted)) for some in (drawn, moves))
+        for place, site in enumerate(self.sites):
+            asked, filled, done = wanted[place], int(could[place]), int(did[place])
+            if filled < asked:
+                notes.append(Note(site.layer.name, f"{filled} of {asked} blocks can move: earlier maps fill no more"))
+            if done < filled:
+                back = "went back: their maps would have had no reader left"
+                notes.append(Note(site.layer.name, f"{filled - done} of {filled} moved blocks {back}"))
+        return notes
+
+    def _summary(self, p: float, promise: Promise, readers: Readers, allowed: bool) -> list[Note]:
+        notes: list[Note] = []
+        left = promise.units - promise.pruned
+        wanted = nearest(p * left)
+        if promise.moved != wanted:
+            notes.append(Note("*", f"p = {promise.p:.4f} instead of {p:g}: {promise.moved} of {wanted} blocks moved"))
+        if unread := readers.unread() if allowed else 0:
+            notes.append(Note("*", f"{unread} channels are unread: {_WHY_DEAD[self.options.dead]}"))
+        pruned = int((self.before.needed & ~self.needed).sum())
+        if pruned:
+            notes.append(Note("*", f"{pruned} channels are unread by density {self.options.density:g} at p = 0 already"))
+        return notes
+
+
+_WHY_DEAD = {
+    "allow": "later layers have no slot left for them (dead='forbid' moves fewer blocks instead)",
+    "auto": "most maps have a single reader, so that a long tap leaves one block behind it unread "
+    "(dead='forbid' would undo more than half of the moves)",
+}
+
+
+def _joined(parts: Sequence[tuple[int, int, int]]) -> list[tuple[int, int, int]]:
+    """Merge neighbours that continue each other in one feature."""
+    merged: list[tuple[int, int, int]] = []
+    for feature, start, stop in parts:
+        if merged and merged[-1][0] == feature and merged[-1][2] == start:
+            merged[-1] = (feature, merged[-1][1], stop)
+        else:
+            merged.append((feature, start, stop))
+    return merged
+
+
+def _depths(graph: LayerGraph) -> list[int]:
+    """Return how many layers the longest path from the input to each producer has.
+
+    A dense block reads all of its maps directly, so that the shortest path cannot tell the near from the far: this can.
+    """
+    by_producer = {layer.producer: layer for layer in graph.layers}
+    depth: list[int] = []
+    for index, producer in enumerate(graph.producers):
+        layer = by_producer.get(index)
+        parts = (graph.feature_by_name[layer.feature].runs,) if layer is not None else producer.parts
+        below = max((depth[run.producer] for part in parts for run in part), default=0)
+        depth.append(below + (layer is not None))
+    return depth

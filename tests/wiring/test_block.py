@@ -1,0 +1,169 @@
+"""wiring.block: what any plan must keep to, on graphs drawn at random and on known networks."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import block_nets as nets
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from swcompile.errors import SwnetError
+from swcompile.graph import LayerGraph, Run
+from swcompile.plan import Options, Plan, verify
+from swcompile.wiring.block import wire_block
+
+NETS = {
+    "chain": nets.chain(12),
+    "residual": nets.residual(12),
+    "resnet50": nets.resnet50(),
+    "resnext50": nets.resnet50(groups=8),
+    "densenet": nets.densenet((4, 6, 4), size=64),
+    "unet": nets.unet(),
+    "shuffled": nets.shuffled(),
+    "vgg16": nets.vgg16(),
+}
+
+
+@st.composite
+def graphs(draw: st.DrawFn) -> LayerGraph:
+    """Draw a network of convolutions, sums, concatenations, slices, poolings, groups, and perhaps a flattened tail."""
+    net = nets.Net("drawn", 16, draw(st.integers(1, 4)))
+    value = net.conv(net.image, draw(st.sampled_from([8, 12, 16, 24])))
+    made: list[tuple[int, tuple[Run, ...]]] = []
+    for _ in range(draw(st.integers(2, 10))):
+        made.append((net.size, value))
+        step = draw(st.sampled_from(["conv", "conv", "grouped", "residual", "cat", "slice", "pool", "same"]))
+        width = value[-1].stop
+        near = [old for size, old in made if size == net.size]
+        other = draw(st.sampled_from(near))
+        if step == "conv":
+            value = net.conv(value, draw(st.sampled_from([8, 12, 16, 24, 40])), stride=draw(st.sampled_from([1, 1, 2])))
+        elif step == "grouped" and width % 2 == 0:
+            value = net.conv(value, 16, groups=2)
+        elif step == "residual":
+            value = net.build.add(f"add{net.count}_{len(made)}", value, net.conv(value, width))
+        elif step == "cat":
+            value = net.build.cat(other, net.conv(value, 8))
+        elif step == "slice" and width >= 8:
+            value = net.conv(tuple(run.cut(4, width, -4) for run in value if run.stop > 4), 16)
+        elif step == "pool" and net.size > 2:
+            net.size //= 2
+        elif step == "same" and other[-1].stop == width:
+            value = net.build.add(f"add{net.count}_{len(made)}", value, other)
+        net.size = max(net.size, 2)
+    if draw(st.booleans()):
+        value = net.linear(net.linear(net.flatten(value), 32), 32)
+    return net.finish(net.conv(value, 5) if value[-1].producer < 0 else net.linear(value, 10))
+
+
+options = st.builds(
+    Options,
+    p=st.floats(0, 1),
+    density=st.sampled_from([1.0, 1.0, 0.75, 0.5, 0.2]),
+    block=st.sampled_from(["auto", "auto", "producer", 1, 2, 4]),
+    reach=st.sampled_from(["uniform", "near", "far"]),
+    dead=st.sampled_from(["auto", "forbid", "allow"]),
+    seed=st.integers(0, 5),
+    head=st.booleans(),
+)
+
+
+def maps_read(graph: LayerGraph, plan: Plan | None) -> dict[str, list[tuple[int, int]]]:
+    """Return each layer's input as (producer, channel), column by column."""
+    changed = {} if plan is None else plan.taps()
+    return {
+        layer.name: [
+            (run.producer, run.first + k * run.step)
+            for run in graph.runs_of(changed.get(layer.name, graph.reads(layer)))
+            for k in range(run.width)
+        ]
+        for layer in graph.layers
+    }
+
+
+def dead(graph: LayerGraph, reads: dict[str, list[tuple[int, int]]]) -> set[tuple[int, int]]:
+    """Return the channels that nothing reads, by following every read channel by channel: slow and plain."""
+    pending = [channel for channels in reads.values() for channel in channels]
+    pending += [(run.producer, run.first + k * run.step) for run in graph.sinks for k in range(run.width)]
+    alive: set[tuple[int, int]] = set()
+    while pending:
+        channel = pending.pop()
+        if channel in alive:
+            continue
+        alive.add(channel)
+        made = graph.producers[channel[0]]
+        if made.kind == "sum":
+            for run in (run for part in made.parts for run in part):
+                if run.start <= channel[1] < run.stop:
+                    pending.append((run.producer, run.first + (channel[1] - run.start) * run.step))
+    every = {(index, k) for index, made in enumerate(graph.producers) if made.kind != "sum" for k in range(made.channels)}
+    return every - alive
+
+
+def check(graph: LayerGraph, asked: Options) -> Plan:
+    """Assert everything that holds for any plan of wiring `block`."""
+    plan = wire_block(graph, asked)
+    verify(plan, graph)
+    reads, before = maps_read(graph, plan), maps_read(graph, None)
+    for wiring in plan.layers:
+        layer = graph.layer_by_name[wiring.layer]
+        now, old = Counter(reads[wiring.layer]), Counter(before[wiring.layer])
+        flat = {run.producer for run in graph.runs_of(wiring.taps) if run.step == 0}
+        assert all(count <= max(1, old[channel]) for channel, count in now.items() if channel[0] not in flat)
+        if asked.density == 1:
+            assert wiring.columns == ((0, layer.in_channels),)
+        kept_columns(graph, wiring.layer, plan, before[wiring.layer])
+    at_zero = dead(graph, maps_read(graph, wire_block(graph, Options(**{**vars(asked), "p": 0.0}))))
+    lost = dead(graph, reads) - at_zero
+    if asked.dead == "forbid":
+        assert not lost
+    told = [note.reason for note in plan.notes if note.layer == "*"]
+    assert bool(lost) == any("channels are unread: " in reason for reason in told)
+    assert not lost or any(reason.startswith(f"{len(lost)} channels are unread: ") for reason in told)
+    left = plan.promise.units - plan.promise.pruned
+    assert plan.promise.moved == int(asked.number * left + 0.5) or any("instead of" in reason for reason in told)
+    return plan
+
+
+def kept_columns(graph: LayerGraph, name: str, plan: Plan, own: list[tuple[int, int]]) -> None:
+    """Assert that what a layer still reads of its own input stands where its weights for it are."""
+    wiring = next(item for item in plan.layers if item.layer == name)
+    layer = graph.layer_by_name[name]
+    columns = [column for start, stop in wiring.columns for column in range(start, stop)]
+    assert len(columns) == wiring.width
+    place = 0
+    for tap in wiring.taps:
+        if tap.feature == layer.feature:
+            assert columns[place : place + tap.width] == list(range(tap.start, tap.stop))
+        place += tap.width
+    each = len(columns) // layer.groups
+    for group in range(layer.groups):
+        low = group * layer.in_channels // layer.groups
+        inside = columns[group * each : (group + 1) * each]
+        assert all(low <= column < low + layer.in_channels // layer.groups for column in inside)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(graphs(), options)
+def test_any_plan_keeps_the_rules(graph: LayerGraph, asked: Options) -> None:
+    try:
+        plan = check(graph, asked)
+    except SwnetError:  # raised for a block size that fits no layer
+        assert isinstance(asked.block, int)
+        return
+    assert plan.to_json() == wire_block(graph, asked).to_json()
+
+
+@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize("density", [1.0, 0.5])
+@pytest.mark.parametrize("choice", ["auto", "forbid", "allow"])
+def test_known_networks_keep_the_rules(name: str, density: float, choice: str) -> None:
+    for p in (0.0, 0.2, 0.7, 1.0):
+        check(NETS[name], Options(p=p, density=density, dead=choice, seed=3))
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_p_zero_changes_nothing(name: str) -> None:
+    assert wire_block(NETS[name], Options(p=0.0)).layers == ()
