@@ -70,23 +70,23 @@ def write(
     shapes: tuple[Shape, ...],
     *,
     model: str = "",
-    texts: Mapping[str, str] | None = None,
+    extras: Mapping[str, bytes] | None = None,
     force: bool = False,
 ) -> None:
     """Write a rewired model to a new folder, whole or not at all.
 
-    `state` is its state dict, `shapes` the example inputs that the plan was made for, `model` the name of its class, `texts`
+    `state` is its state dict, `shapes` the example inputs that the plan was made for, `model` the name of its class, `extras`
     further files by their path inside the folder. With `force`, a folder written earlier is replaced: the old one stays until
     the new one is complete. Raises SwnetError where the folder exists, holds files that are not ours, or cannot be written.
     """
-    for path in texts or {}:
+    for path in extras or {}:
         assert path.split("/")[0] in OURS, f"{path} is not a file of a saved model"
         assert ".." not in path.split("/"), f"{path} leaves the folder"
     with replacing(folder, force=force) as fresh:
         _write_files(fresh, plan, state, shapes, model)
-        for path, text in (texts or {}).items():
+        for path, content in (extras or {}).items():
             (fresh / path).parent.mkdir(parents=True, exist_ok=True)
-            (fresh / path).write_text(text, encoding="utf-8", newline="\n")
+            (fresh / path).write_bytes(content)
 
 
 def _write_files(fresh: Path, plan: Plan, state: Mapping[str, Any], shapes: tuple[Shape, ...], model: str) -> None:
