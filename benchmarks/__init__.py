@@ -1,0 +1,1 @@
+"""What is measured, one program per question; `results/` holds the outcomes."""

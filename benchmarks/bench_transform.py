@@ -1,0 +1,99 @@
+"""What does the compiler itself cost? ResNet-50 in at most 5 s, and a time that grows linearly with the number of layers.
+
+    python benchmarks/bench_transform.py                  chains of 10 to 10,000 layers
+    python benchmarks/bench_transform.py --layers 10 100
+
+The growth is read off as the exponent e in time ~ layers^e between the chains of at least 100 layers: 1 is linear. Building the
+network is not counted. Each figure is the best of a few runs, since noise only ever adds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+
+import swnet
+from benchmarks.models import chain, resnet50
+from benchmarks.record import write_timings
+
+TARGET_SECONDS = 5.0
+LINEAR = 1.15
+"""An exponent up to which growth is called linear: caches get slower with size even where the work does not grow."""
+
+
+def seconds(model: nn.Module, example: Tensor, p: float | str, repeats: int) -> float:
+    """Return the shortest time of transforming the model."""
+    taken = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        swnet.transform(model, example, p=p)
+        taken.append(time.perf_counter() - start)
+    return min(taken)
+
+
+def measure(name: str, build: Callable[[], nn.Module], size: int, p: float | str, repeats: int) -> dict[str, Any]:
+    """Return the record of one network."""
+    model, example = build(), torch.zeros(1, 3, size, size)
+    layers = sum(isinstance(module, nn.Conv2d | nn.Linear) for module in model.modules())
+    return {
+        "name": name,
+        "shape": [3, size, size],
+        "p": p,
+        "layers": layers,
+        "repeats": repeats,
+        "seconds": seconds(model, example, p, repeats),
+    }
+
+
+def exponent(rows: Sequence[dict[str, Any]]) -> float | None:
+    """Return e of time ~ layers^e by least squares over the chains of at least 100 layers; None for fewer than two of them."""
+    chains = [(row["layers"], row["seconds"]) for row in rows if row["name"] == "chain" and row["layers"] >= 100]
+    if len(chains) < 2:
+        return None
+    layers, taken = np.log(np.array(chains)).T
+    return float(np.polyfit(layers, taken, 1)[0])
+
+
+def show(rows: Sequence[dict[str, Any]]) -> Table:
+    """Return the table of times."""
+    table = Table(title="swnet.transform")
+    for heading in ("", "p", "layers", "seconds", "ms per layer"):
+        table.add_column(heading, justify="right" if heading else "left")
+    for row in rows:
+        each = 1e3 * row["seconds"] / row["layers"]
+        table.add_row(row["name"], str(row["p"]), f"{row['layers']:,}", f"{row['seconds']:.2f}", f"{each:.2f}")
+    return table
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure, print the table and keep the rows."""
+    parser = argparse.ArgumentParser(description="Measure what transforming a network costs.")
+    parser.add_argument(
+        "--layers", type=int, nargs="*", default=[10, 30, 100, 300, 1000, 3000, 10000], help="lengths of the chains"
+    )
+    parser.add_argument("--no-record", action="store_true", help="print only; leave the results folder as it is")
+    options = parser.parse_args(arguments)
+    rows = [measure("resnet50", resnet50, 224, p, 3) for p in (0.3, "auto")]
+    rows += [measure("chain", partial(chain, count), 8, 0.3, 3 if count <= 1000 else 1) for count in options.layers]
+    console = Console()
+    console.print(show(rows))
+    worst = max(row["seconds"] for row in rows[:2])
+    console.print(f"ResNet-50 takes {worst:.2f} s; the target is {TARGET_SECONDS:g} s.")
+    growth = exponent(rows)
+    if growth is not None:
+        console.print(f"Time grows as layers^{growth:.2f}: {'' if growth <= LINEAR else 'NOT '}linear (up to {LINEAR}).")
+    if not options.no_record:
+        console.print(f"Kept in {write_timings('bench_transform', rows)}")
+
+
+if __name__ == "__main__":
+    main()

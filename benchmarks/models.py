@@ -1,0 +1,80 @@
+"""The networks that are measured, where examples/ does not have them; without weights, and without torchvision."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+def unit(channels: int, width: int, kernel: int = 3, stride: int = 1) -> nn.Sequential:
+    """Return convolution, norm, activation."""
+    conv = nn.Conv2d(channels, width, kernel, stride, kernel // 2, bias=False)
+    return nn.Sequential(conv, nn.BatchNorm2d(width), nn.ReLU(inplace=True))
+
+
+def plain_cnn21(classes: int = 10, channels: int = 3, widths: Sequence[int] = (24, 48, 96)) -> nn.Sequential:
+    """Return a plain net of 21 weight layers: 20 3x3 convolutions in groups of 7, 7 and 6, and a classifier.
+
+    Each group but the first halves the resolution in its first convolution. No shortcuts: what a deep net suffers from, and what
+    rewiring mends.
+    """
+    body: list[nn.Module] = []
+    for group, (width, depth) in enumerate(zip(widths, (7, 7, 6), strict=True)):
+        for place in range(depth):
+            body.append(unit(channels, width, stride=2 if group and place == 0 else 1))
+            channels = width
+    return nn.Sequential(*body, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, classes))
+
+
+class Bottleneck(nn.Module):
+    """A 1x1, a 3x3 and a 1x1 convolution, and a shortcut."""
+
+    def __init__(self, channels: int, width: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = unit(channels, width, 1)
+        self.conv2 = unit(width, width, 3, stride)
+        self.conv3 = nn.Conv2d(width, 4 * width, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(4 * width)
+        self.shortcut = shortcut(channels, 4 * width, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.bn3(self.conv3(self.conv2(self.conv1(x))))
+        return F.relu(y + self.shortcut(x), inplace=True)
+
+
+def shortcut(channels: int, width: int, stride: int) -> nn.Module:
+    """Return what brings a block's input to the shape of its output."""
+    if stride == 1 and channels == width:
+        return nn.Identity()
+    return nn.Sequential(nn.Conv2d(channels, width, 1, stride, bias=False), nn.BatchNorm2d(width))
+
+
+def resnet50(classes: int = 1000) -> nn.Sequential:
+    """Return ResNet-50 for images of 224x224: 25,557,032 parameters with 1000 classes."""
+    body: list[nn.Module] = [unit(3, 64, 7, 2), nn.MaxPool2d(3, 2, 1)]
+    channels = 64
+    for group, depth in enumerate((3, 4, 6, 3)):
+        for place in range(depth):
+            body.append(Bottleneck(channels, 64 << group, 2 if group and place == 0 else 1))
+            channels = 256 << group
+    return nn.Sequential(*body, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, classes))
+
+
+def chain(layers: int, width: int = 16) -> nn.Sequential:
+    """Return a plain net of `layers` convolutions of one width: what a cost per layer is measured on."""
+    return nn.Sequential(*(unit(3 if place == 0 else width, width) for place in range(layers)))
+
+
+def parameters(model: nn.Module) -> int:
+    """Count the parameters."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def seeded(build: Callable[..., nn.Module], seed: int, *arguments: object) -> nn.Module:
+    """Build a model from a seed, leaving the caller's random state as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return build(*arguments)

@@ -1,0 +1,83 @@
+"""Write what was measured with what it was measured on, so that it can be read in ten years."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import platform
+import re
+import subprocess
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+RESULTS = Path(__file__).parent / "results"
+PACKAGES = ("swcompile", "torch", "triton", "numpy", "networkx", "igraph")
+
+
+def provenance() -> dict[str, Any]:
+    """Return commit, versions, hardware and date."""
+    return {
+        "commit": commit(),
+        "versions": {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
+        "hardware": hardware(),
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+    }
+
+
+def commit() -> str:
+    """Return the commit of the working tree, with "-dirty" where files that git knows were changed."""
+    try:
+        told = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+            cwd=RESULTS.parent.parent,
+            check=True,
+            capture_output=True,
+            text=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return told.stdout.strip()
+
+
+def hardware() -> str:
+    """Name the accelerator, else the processor and the threads that torch uses."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f"{_processor()}, {torch.get_num_threads()} threads"
+
+
+def _processor() -> str:
+    """Return the processor's name, which only Linux tells in a file."""
+    try:
+        named = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    except OSError:
+        named = None
+    return named[1].strip() if named else platform.processor() or platform.machine()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def write_timings(benchmark: str, rows: Sequence[Mapping[str, Any]], results: Path = RESULTS) -> Path:
+    """Write `<hardware>/<benchmark>.json` and return its path."""
+    told = provenance()
+    folder = results / re.sub(r"[^a-z0-9]+", "-", told["hardware"].lower()).strip("-")
+    text = json.dumps({"benchmark": benchmark} | told | {"rows": list(rows)}, indent=1) + "\n"
+    return write_whole(folder / f"{benchmark}.json", text)
+
+
+def write_whole(file: Path, text: str) -> Path:
+    """Write a file whole or not at all."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    part = file.with_name(f".{file.name}.{os.getpid()}")
+    part.write_text(text, encoding="utf-8")
+    return part.replace(file)
