@@ -1,0 +1,109 @@
+"""Clustering: how many of a node's neighbours are neighbours of each other.
+
+    C = mean over nodes of E_i / (k_i (k_i - 1) / 2), nodes with k_i < 2 counting 0        (Watts and Strogatz, Nature 393, 1998)
+    transitivity = 3 triangles / connected triples
+
+Both are exact, for classes with multiplicities. Each triangle is found at its earliest node a, as a pair b, c of later neighbours
+of a that are joined: by bitwise and over the rows of a's later neighbours, or, for few classes, by a matrix product.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from swcompile.metrics.bits import take_columns, unpack
+from swcompile.metrics.cells import Ints
+from swcompile.metrics.channels import Classes
+
+STRIP = 2048
+"""Columns of a matrix product at a time: 10,000 classes take 80 MB."""
+PRODUCT_RATE, BITS_RATE = 8e10, 4e8
+"""Multiply-adds and words per second on one core, which decide between the two ways (measured on an EPYC of 2024)."""
+
+
+class Clustering(NamedTuple):
+    """The mean local clustering coefficient, the transitivity, and the triangles through a node of each class."""
+
+    C: float
+    transitivity: float
+    triangles: NDArray[np.float64]
+
+
+def clustering(graph: Classes) -> Clustering:
+    """Return the clustering of a graph of classes, exactly."""
+    degree = graph.degrees().astype(np.float64)
+    triangles = count_triangles(graph)
+    pairs = degree * (degree - 1) / 2
+    local = np.divide(triangles, pairs, out=np.zeros_like(pairs), where=pairs > 0)
+    weight = graph.weight.astype(np.float64)
+    nodes, triples = weight.sum(), float(pairs @ weight)
+    return Clustering(
+        C=float(local @ weight / nodes) if nodes else 0.0,
+        transitivity=float(triangles @ weight / triples) if triples else 0.0,
+        triangles=triangles,
+    )
+
+
+def count_triangles(graph: Classes) -> NDArray[np.float64]:
+    """Return how many triangles a node of each class is in."""
+    nodes = int(graph.weight.sum())
+    edges = int(graph.degrees() @ graph.weight) // 2
+    if 2 * graph.count**3 / 3 / PRODUCT_RATE <= edges * nodes / 128 / BITS_RATE:
+        return _by_product(graph)
+    if nodes == graph.count:
+        return _by_bits(graph)
+    wide, owner = expand(graph)
+    made = np.zeros(graph.count)
+    made[owner] = _by_bits(wide)
+    return made
+
+
+def expand(graph: Classes) -> tuple[Classes, Ints]:
+    """Return the same graph with a class for every node, and the former class of each."""
+    owner = np.repeat(np.arange(graph.count, dtype=np.int64), graph.weight)
+    rows = take_columns(graph.rows, owner, graph.count)[owner]
+    return Classes(rows, np.ones(len(owner), np.int64)), owner
+
+
+def _by_bits(graph: Classes) -> NDArray[np.float64]:
+    """Count triangles where every class is a single node."""
+    made = np.zeros(graph.count)
+    for node in range(graph.count):
+        word = node >> 6
+        later = graph.rows[node, word:].copy()
+        later[0] &= ~np.uint64(0) << np.uint64(node & 63)
+        found = np.flatnonzero(unpack(later[None], 64 * len(later))[0]) + 64 * word
+        if len(found) < 2:
+            continue
+        shared = np.bitwise_count(graph.rows[found, word:] & later).sum(axis=1, dtype=np.int64)
+        made[found] += shared
+        made[node] += shared.sum() / 2
+    return made
+
+
+def _by_product(graph: Classes) -> NDArray[np.float64]:
+    """Count triangles by products of 0-1 matrices in single precision, exact below 2**24 nodes.
+
+    T[a, c] = sum over b > a of U[a, b] m[b] A[b, c], where U[a, c]: the triangles of a and c whose third node is later than a.
+    """
+    count, weight = graph.count, graph.weight.astype(np.float32)
+    made = np.zeros(count)
+    for left in range(0, count, STRIP):
+        right = min(left + STRIP, count)
+        columns = np.ascontiguousarray(graph.rows[:, left // 64 : -(-right // 64)])
+        strip = unpack(columns, right - left).astype(np.float32)  # (count, right - left)
+        strip *= weight[:, None]
+        for start in range(0, right, 512):
+            stop = min(start + 512, count)
+            upper = np.triu(unpack(graph.rows[start:stop], count)[:, start:], 1)
+            chosen = upper[:, max(left - start, 0) : right - start]
+            low = max(start, left)
+            if not chosen.any():
+                continue
+            shared = (upper.astype(np.float32) @ strip[start:, low - left :]) * chosen
+            made[start:stop] += shared @ weight[low:right].astype(np.float64) / 2
+            made[low:right] += weight[start:stop].astype(np.float64) @ shared
+    return made

@@ -1,0 +1,22 @@
+"""Merge classes that turn out to have the same neighbours: cells are cut by construction, equal rows show only afterwards."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from swcompile.metrics.bits import take_columns
+from swcompile.metrics.channels import Classes
+
+
+def without_twins(graph: Classes) -> Classes:
+    """Return the same graph with one class for all classes of equal neighbours; itself where that saves little.
+
+    Equal neighbours are never neighbours of each other, so merged classes have no links inside either.
+    """
+    seen: dict[bytes, int] = {}
+    label = np.array([seen.setdefault(row.tobytes(), len(seen)) for row in graph.rows], np.int64)
+    if len(seen) > 0.9 * graph.count:
+        return graph
+    first = np.unique(label, return_index=True)[1].astype(np.int64)
+    weight = np.bincount(label, graph.weight, len(seen)).astype(np.int64)
+    return Classes(take_columns(graph.rows[first], first, graph.count), weight)
