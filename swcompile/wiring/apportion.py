@@ -6,11 +6,6 @@ import heapq
 from collections.abc import Sequence
 
 
-def nearest(number: float) -> int:
-    """Round half up."""
-    return int(number + 0.5)
-
-
 def apportion(share: float, sizes: Sequence[int], units: Sequence[int], least: int = 0) -> list[int]:
     """Return for each of `sizes` a number near share * size, so that all add up to round(share * sum(sizes)).
 
@@ -22,7 +17,7 @@ def apportion(share: float, sizes: Sequence[int], units: Sequence[int], least: i
     """
     ideal = [share * size for size in sizes]
     counts = [max(least, int(want / unit)) * unit for want, unit in zip(ideal, units, strict=True)]
-    left = nearest(share * sum(sizes)) - sum(counts)
+    left = round(share * sum(sizes)) - sum(counts)
     queue = [(count - want, place) for place, (want, count) in enumerate(zip(ideal, counts, strict=True))]
     heapq.heapify(queue)
     while left > 0 and queue:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from swcompile.graph import LayerGraph, Tap
 from swcompile.plan import LayerWiring, Note, Options, Plan, Promise, promised_change
-from swcompile.wiring.apportion import apportion, nearest
+from swcompile.wiring.apportion import apportion
 from swcompile.wiring.blocks import Atlas, Maps, Piece
 from swcompile.wiring.draw import Draw
 from swcompile.wiring.eligible import Site, find_sites
@@ -165,8 +165,8 @@ class BlockWiring:
         if self.options.dead != "allow":
             repair = self._repair(drawn)
             repair.hand_over(last_first=True)
-            repair.forbid(exchange=self.options.density == 1)
-            if self.options.dead == "forbid" or 2 * len(repair.moves) >= len(drawn):
+            most = len(drawn) if self.options.dead == "forbid" else len(drawn) // 2
+            if repair.forbid(exchange=self.options.density == 1, most=most):
                 return repair.moves, repair.readers, False
         repair = self._repair(drawn)
         repair.hand_over(last_first=False)
@@ -177,7 +177,7 @@ class BlockWiring:
         taken = tally(self.atlas, [piece.maps for move in moves for piece in move.pieces])
         given = tally(self.atlas, [self.sites[move.site].slots[move.slot].maps for move in moves])
         readers = Readers(self.atlas, self.direct + taken - given, self.needed)
-        return Repair(self.atlas, self.sites, moves, readers, Draw(self.options.seed, " repair"))
+        return Repair(self.atlas, self.sites, moves, readers, Draw(self.options.seed, " repair"), self.options.reach)
 
     def _wirings(self, moves: Sequence[Move]) -> list[LayerWiring]:
         by_site: list[dict[int, Move]] = [{} for _ in self.sites]
@@ -199,8 +199,7 @@ class BlockWiring:
             else:
                 taps.append(own[:3])
             columns.append((own.start, own.stop))
-        names = [feature.name for feature in self.graph.features]
-        resample = self.options.resample
+        names, resample = self.atlas.names, self.options.resample
         read = tuple(Tap(names[feature], start, stop, resample) for feature, start, stop in _joined(taps))
         return LayerWiring(site.layer.name, read, tuple((start, stop) for _, start, stop in _joined([(0, *c) for c in columns])))
 
@@ -220,7 +219,7 @@ class BlockWiring:
     def _summary(self, p: float, promise: Promise, readers: Readers, allowed: bool) -> list[Note]:
         notes: list[Note] = []
         left = promise.units - promise.pruned
-        wanted = nearest(p * left)
+        wanted = round(p * left)
         if promise.moved != wanted:
             notes.append(Note("*", f"p = {promise.p:.4f} instead of {p:g}: {promise.moved} of {wanted} blocks moved"))
         if unread := readers.unread() if allowed else 0:

@@ -79,6 +79,7 @@ class Atlas:
     def __init__(self, graph: LayerGraph) -> None:
         self.graph = graph
         self.offsets = [0, *accumulate(producer.channels for producer in graph.producers)]
+        self.names = [feature.name for feature in graph.features]
         self.place = {feature.name: index for index, feature in enumerate(graph.features)}
         self._starts = [[run.start for run in feature.runs] for feature in graph.features]
         self._views: dict[Kind, dict[int, list[tuple[int, Run]]]] = {}
@@ -104,6 +105,10 @@ class Atlas:
 
     def piece(self, feature: int, start: int, stop: int) -> Piece:
         """Return columns [start, stop) of a feature with their maps."""
+        run = self.graph.features[feature].runs[bisect_right(self._starts[feature], start) - 1]
+        if stop <= run.stop:  # nearly always: blocks are cut inside runs
+            low = self.offsets[run.producer] + run.first + (start - run.start) * run.step
+            return Piece(feature, start, stop, ((low, low + (stop - start if run.step else 1)),))
         return Piece(feature, start, stop, tuple(self.span(run) for run in self.runs(feature, start, stop)))
 
     def runs(self, feature: int, start: int, stop: int) -> list[Run]:

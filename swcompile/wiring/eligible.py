@@ -68,10 +68,12 @@ def find_sites(atlas: Atlas, options: Options) -> tuple[list[Site], list[Note]]:
         if reason is None and (size is None or len(slots) < 2):
             reason = _too_narrow(layer, options.block, size)
             narrow.append(layer)
+        if reason is None and not _has_earlier(atlas, layer):
+            reason = "the stem: there is no earlier feature that it could read"
         if reason is None:
             assert size is not None
             site = _site(atlas, layer, slots, size, catalogues)
-            reason = _no_candidate(site, atlas.graph)
+            reason = _no_candidate(site)
         if reason is None:
             sites.append(site)
         else:
@@ -142,12 +144,17 @@ def _merged(spans: Iterable[tuple[int, int]]) -> tuple[int, ...]:
     return tuple(merged)
 
 
-def _no_candidate(site: Site, graph: LayerGraph) -> str | None:
+def _has_earlier(atlas: Atlas, layer: Layer) -> bool:
+    """Return whether any feature of the layer's kind but its own is computed before it reads."""
+    known = atlas.fresh(kind_of(atlas.graph.feature_by_name[layer.feature]))
+    return any(
+        atlas.graph.features[index].position < layer.reads_at and atlas.names[index] != layer.feature for index, _ in known[:2]
+    )
+
+
+def _no_candidate(site: Site) -> str | None:
     if site.room >= min(slot.width for slot in site.slots) * site.layer.groups:
         return None
-    own = graph.feature_by_name[site.layer.feature]
-    if own.position <= graph.features[0].position:
-        return "the stem: there is no earlier feature that it could read"
     if site.room == 0:
         return "no earlier feature that it could read holds other maps than its own input"
     return f"the earlier features that it could read have {site.room} other channels, too few for one block"

@@ -19,6 +19,8 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from swcompile.wiring.blocks import Atlas, Kind, Maps, Piece
 from swcompile.wiring.draw import Draw
 from swcompile.wiring.eligible import Site
@@ -64,8 +66,10 @@ class Takers:
 class Repair:
     """The state of a repair: moves and readers, both changed in place."""
 
-    def __init__(self, atlas: Atlas, sites: Sequence[Site], moves: Sequence[Move], readers: Readers, draw: Draw) -> None:
-        self.atlas, self.sites, self.readers, self.draw = atlas, sites, readers, draw
+    def __init__(
+        self, atlas: Atlas, sites: Sequence[Site], moves: Sequence[Move], readers: Readers, draw: Draw, reach: str
+    ) -> None:
+        self.atlas, self.sites, self.readers, self.draw, self.reach = atlas, sites, readers, draw, reach
         self.moves = list(moves)
         self.by_site: dict[int, list[Move]] = {}
         for move in self.moves:
@@ -93,8 +97,11 @@ class Repair:
         for move in lost:
             self._rescue(move)
 
-    def forbid(self, *, exchange: bool) -> None:
-        """Exchange or undo moves, until no map is without a reader that had one."""
+    def forbid(self, *, exchange: bool, most: int) -> bool:
+        """Exchange or undo moves, until no map is without a reader that had one.
+
+        Returns False, with the work half done, where more than `most` moves would have to be undone.
+        """
         homes: dict[int, list[Move]] = {}
         for move in self.moves:
             self._index(move, homes)
@@ -109,8 +116,11 @@ class Repair:
                 continue
             if not self._rescue(move) and not (exchange and self._exchange(move, homes)):
                 undone.update(id(other) for other in self._undo(move))
+            if len(undone) > most:
+                return False
             queue.extend(self._bereft(homes))
         self.moves = [move for move in self.moves if id(move) not in undone]
+        return True
 
     def _index(self, move: Move, homes: dict[int, list[Move]]) -> None:
         for producer in {self.atlas.producer(low) for low, _ in self.home(move).maps}:
@@ -147,9 +157,11 @@ class Repair:
             return False
         position = self.atlas.graph.features[piece.feature].position
         first, end = bisect_right(takers.positions, position), len(takers.moves)
+        if first == end:
+            return False
         rest = piece
-        for shot in self.draw.uniforms(TRIES).tolist():
-            place = takers.after(first + int(shot * (end - first)))
+        for step in self._steps(end - first):
+            place = takers.after(first + step)
             place = takers.after(first) if place == end else place
             if place == end:
                 return False
@@ -163,6 +175,17 @@ class Repair:
                 takers.remove(place)
             rest = left
         return False
+
+    def _steps(self, count: int) -> list[int]:
+        """Draw how far to look among `count` slots, each time anew, by the powers of distance of `sources.weights_of`."""
+        shots = self.draw.uniforms(TRIES)
+        if self.reach == "far":
+            shots = np.sqrt(shots)
+        elif self.reach == "near":
+            layer = max(1.0, len(self.moves) / len(self.by_site))  # slots to a layer
+            layers = count / layer + 1
+            shots = (1 / (1 - shots * (1 - 1 / layers)) - 1) * layer / count
+        return [min(int(shot * count), count - 1) for shot in shots.tolist()]
 
     def _reads(self, site: int, piece: Piece) -> bool:
         """Return whether a layer already reads any of the maps of a piece."""
