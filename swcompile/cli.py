@@ -1,0 +1,439 @@
+"""The command line: `swcompile transform`, `analyze` and `check`.
+
+Torch is imported inside the commands, so that `--help` and a typing error answer at once, and Ctrl-C during that import ends as
+cleanly as later. What a command found goes to stdout; progress, the prints of the user's code and errors go to stderr.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import json
+import math
+import signal
+import sys
+import traceback
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import click
+from click.core import ParameterSource
+from rich.console import Console, RenderableType
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from swcompile.errors import NothingToDoError, SwnetError
+
+if TYPE_CHECKING:
+    from torch import Tensor, fx
+
+    from swcompile.api import Analysis
+    from swcompile.modelfile import ModelFile
+
+DONE, BUG, BAD_INPUT, NOTHING_TO_DO, INTERRUPTED, TERMINATED = 0, 1, 2, 3, 130, 143
+
+EXIT_CODES = """\b
+Exit codes:
+  0    done
+  1    a bug of swcompile: please report it with what was printed
+  2    bad usage or bad input: one message says what to do
+  3    nothing can be rewired: the reason for each layer is printed
+  130  interrupted (143: terminated): nothing is left half-written
+"""
+
+BUG_REPORT = "This is a bug of swcompile, not of your model. Please report it with the lines above and, if you can, the model file."
+
+Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
+
+
+class NumberOrWord(click.ParamType[Any]):
+    """A number where the text is one, else the text as it stands: the options themselves say which words they take."""
+
+    def __init__(self, kind: type[int] | type[float], name: str) -> None:
+        self.kind, self.name = kind, name
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        with contextlib.suppress(ValueError):
+            return self.kind(value)
+        return value
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM: temporary files go as they do after Ctrl-C."""
+
+
+# Options that commands share
+
+
+def _options(*decorators: Decorator) -> Decorator:
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        for decorator in reversed(decorators):
+            command = decorator(command)
+        return command
+
+    return decorate
+
+
+_model_options = _options(
+    click.argument("path", metavar="MODEL.PY"),
+    click.option("--entry", metavar="NAME", help="The function, class or nn.Module in the file that is the model."),
+    click.option(
+        "--input", "inputs", multiple=True, metavar="SHAPE", help="An example input: 1x3x32x32, or 1x128:int64. Repeatable."
+    ),
+)
+_screen_options = _options(
+    click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout and nothing else."),
+    click.option("--quiet", is_flag=True, help="Print errors only."),
+)
+_wiring_options = _options(
+    click.option("--p", type=NumberOrWord(float, "p"), default="auto", metavar="P|auto|boundary|max_S", help="Share of links that "
+                 "become long-range. [default: auto]"),
+    click.option("--density", type=float, default=1.0, help="Share of links that are kept. [default: 1]"),
+    click.option("--params", type=int, metavar="N", help="Instead of --density: at most N parameters."),
+    click.option("--macs", type=int, metavar="N", help="Instead of --density: at most N multiply-accumulates a sample."),
+    click.option("--wiring", default="block", metavar="block|kernel", help="Move blocks of channels or links. [default: block]"),
+    click.option("--block", type=NumberOrWord(int, "block"), default="auto", metavar="N|auto|producer", help="Channels a block. "
+                 "[default: auto]"),
+    click.option("--resample", default="max", metavar="max|avg|stride", help="How a larger map is brought to the reader's size. "
+                 "[default: max]"),
+    click.option("--reach", default="uniform", metavar="uniform|near|far", help="Which sources are drawn more often. [default: "
+                 "uniform]"),
+    click.option("--seed", type=int, default=0, help="The same seed gives the same plan anywhere. [default: 0]"),
+    click.option("--head", is_flag=True, help="Rewire the classifier too."),
+    click.option("--dead", default="auto", metavar="auto|forbid|allow", help="Whether a channel may lose its last reader. "
+                 "[default: auto]"),
+    click.option("--skips", default="keep", metavar="keep|remove", help="Wiring kernel: the model's shortcuts. [default: keep]"),
+    click.option("--budget", default="links", metavar="links|params", help="Wiring kernel: what stays constant. [default: links]"),
+    click.option("--init", default="he", metavar="he|dense", help="Wiring kernel: initialisation. [default: he]"),
+    click.option("--conv-to-linear", is_flag=True, help="Wiring kernel: links from maps to linear layers too."),
+    click.option("--min-in-degree", type=int, default=1, metavar="N", help="Wiring kernel: links that a channel keeps at least. "
+                 "[default: 1]"),
+)  # fmt: skip
+
+
+# What commands do alike
+
+
+@contextlib.contextmanager
+def _working(steps: int, *, quiet: bool) -> Iterator[Callable[[str], None]]:
+    """Show progress on stderr and keep stdout clean; yield a function that names the next step."""
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"), TimeElapsedColumn())
+    hidden = quiet or not console.is_terminal
+    with (
+        warnings.catch_warnings(),
+        Progress(*columns, console=console, transient=True, disable=hidden, redirect_stdout=False) as bar,
+        contextlib.redirect_stdout(io.StringIO() if quiet else sys.stderr),
+    ):
+        if quiet:
+            warnings.simplefilter("ignore")
+        task = bar.add_task("starting", total=steps)
+        done = -1
+
+        def begin(text: str) -> None:
+            nonlocal done
+            done += 1
+            bar.update(task, description=text, completed=done)
+
+        yield begin
+
+
+def _show(document: Mapping[str, Any], shown: Sequence[RenderableType], *, as_json: bool, quiet: bool) -> None:
+    if as_json:
+        click.echo(_json(document))
+    elif not quiet:
+        console = Console(highlight=False)
+        for item in shown:
+            console.print(item, markup=False)
+
+
+def _json(document: object) -> str:
+    return json.dumps(_plain(document), indent=1, allow_nan=False)
+
+
+def _plain(value: Any) -> Any:
+    """Return the value as JSON has it; a number that JSON does not have becomes null."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if hasattr(value, "tolist"):  # numpy
+        value = value.tolist()
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def _load(path: str, entry: str | None, inputs: Sequence[str]) -> tuple[ModelFile, tuple[Tensor, ...] | None]:
+    from swcompile import modelfile
+
+    shapes = tuple(modelfile.parse_input(text) for text in inputs)
+    found = modelfile.load_model(path, entry)
+    if hasattr(found.model, "swcompile"):
+        raise SwnetError(f"{path} builds a model that swcompile has rewired already. Name the file of the original model.")
+    return found, shapes or found.example_inputs
+
+
+# The commands
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 80}, epilog=EXIT_CODES)
+@click.version_option(package_name="swcompile")
+def cli() -> None:
+    """Compile the topology of a PyTorch model: small-world long-range links in, redundant links out."""
+
+
+@cli.command(epilog=EXIT_CODES)
+@_model_options
+@click.option("--out", default="out", metavar="FOLDER", help="Where the result goes. [default: out]")
+@click.option("--force", is_flag=True, help="Replace a folder that swcompile wrote.")
+@click.option("--plan", "plan_file", metavar="PLAN.JSON", help="Apply this plan instead of making one.")
+@_wiring_options
+@_screen_options
+def transform(
+    path: str,
+    entry: str | None,
+    inputs: Sequence[str],
+    out: str,
+    force: bool,
+    plan_file: str | None,
+    as_json: bool,
+    quiet: bool,
+    **asked: Any,
+) -> None:
+    """Rewire the model in MODEL.PY and write it to a folder.
+
+    The folder holds plan.json, weights.safetensors, manifest.json, ledger.json, model.py, whose build_model() gives the rewired
+    model, and source/, the model's own code. It can be moved as a whole.
+    """
+    if plan_file is not None:
+        _refuse_options(asked)
+    with _working(4, quiet=quiet) as begin:
+        begin("importing torch")
+        from swcompile import api, store, tables
+
+        store.check_target(out, force=force)
+        begin("building the model")
+        found, examples = _load(path, entry, inputs)
+        begin("rewiring")
+        if plan_file is None:
+            rewired = api.transform(found.model, examples, **asked)
+        else:
+            rewired = api.apply(found.model, api.Plan.read(plan_file), examples)
+        begin(f"writing {out}")
+        figures = api.ledger(rewired).as_dict()
+        _write(out, found, rewired, _json(figures), force=force)
+    made: Any = rewired.swcompile
+    document = {"out": out, "model": found.entry_name, "plan": made.plan.digest, "ledger": figures}
+    notes = [(note.layer, note.reason) for note in made.plan.notes]
+    shown = [
+        f"{found.entry_name} of {path}, rewired",
+        tables.ledger(figures["before"], figures["after"], notes),
+        "",
+        f"Written to {out}: model.py there has a build_model() that gives the rewired model.",
+    ]
+    _show(document, shown, as_json=as_json, quiet=quiet)
+
+
+def _refuse_options(asked: Mapping[str, Any]) -> None:
+    context = click.get_current_context()
+    given = [name for name in asked if context.get_parameter_source(name) is ParameterSource.COMMANDLINE]
+    if given:
+        flags = ", ".join("--" + name.replace("_", "-") for name in given)
+        raise click.UsageError(f"--plan says how the model is wired, and so does {flags}. Leave one of the two out.")
+
+
+def _write(out: str, found: ModelFile, rewired: fx.GraphModule, ledger: str, *, force: bool) -> None:
+    from swcompile import modelfile, store
+
+    copies = {f"source/{file.relative_to(found.root).as_posix()}": file.read_bytes() for file in found.sources}
+    source = next(iter(copies))
+    program = MODEL_PY.format(source=source, entry=found.entry_name)
+    extras = {**copies, "ledger.json": f"{ledger}\n".encode(), "model.py": program.encode()}
+    made: Any = rewired.swcompile
+    name = type(found.model).__name__
+    store.write(out, made.plan, rewired.state_dict(), made.example_shapes, model=name, extras=extras, force=force)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            modelfile.load_model(Path(out) / source, found.entry_name)
+    except SwnetError as error:
+        click.echo(
+            f"warning: {out}/model.py cannot build the model yet: {error} Copy the files it needs to {out}/source.", err=True
+        )
+
+
+MODEL_PY = '''"""A model rewired by swcompile, ready to train or to run.
+
+    from model import build_model          # with this folder on the path
+    model = build_model()                  # an ordinary nn.Module, with the weights in weights.safetensors
+
+source/ holds the model's own code as it was, plan.json says what each layer reads. Move the folder as a whole.
+"""
+
+from pathlib import Path
+
+import swnet
+from swcompile.modelfile import load_model
+from torch import nn
+
+HERE = Path(__file__).resolve().parent
+
+
+def build_original() -> nn.Module:
+    """Build the model as it was before it was rewired."""
+    return load_model(HERE / {source!r}, {entry!r}).model
+
+
+def build_model() -> nn.Module:
+    """Build the rewired model and load its weights."""
+    return swnet.load(HERE, build_original())
+
+
+if __name__ == "__main__":
+    print(build_model().swcompile.plan)
+'''
+
+
+@cli.command(epilog=EXIT_CODES)
+@_model_options
+@_wiring_options
+@_screen_options
+def analyze(path: str, entry: str | None, inputs: Sequence[str], as_json: bool, quiet: bool, **asked: Any) -> None:
+    """Show the graph's figures over p, and the p that would be chosen.
+
+    Nothing is rewired or written.
+    """
+    with _working(3, quiet=quiet) as begin:
+        found, analysis = _analyze(begin, path, entry, inputs, asked)
+    from swcompile import tables
+
+    curve = {name: _plain(getattr(analysis.curve, name)) for name in ("p", "C", "L", "S")}
+    document = {"p_requested": asked["p"], "p": analysis.p, "curve": curve, **_facts(found, analysis)}
+    rows = zip(curve["p"], curve["C"], curve["L"], curve["S"], strict=True)
+    _show(document, [tables.sweep(rows, analysis.p, str(asked["p"])), *_remarks(analysis)], as_json=as_json, quiet=quiet)
+
+
+@cli.command(epilog=EXIT_CODES)
+@_model_options
+@_wiring_options
+@_screen_options
+def check(path: str, entry: str | None, inputs: Sequence[str], as_json: bool, quiet: bool, **asked: Any) -> None:
+    """Say for each layer whether it can be rewired, and why not.
+
+    Nothing is rewired or written. Ends with 3 where no layer can be.
+    """
+    with _working(3, quiet=quiet) as begin:
+        found, analysis = _analyze(begin, path, entry, inputs, asked)
+    from swcompile import tables
+
+    refused = dict(analysis.refused)
+    document = {"layers": tables.records(analysis.graph, refused), **_facts(found, analysis)}
+    _show(document, [tables.layers(analysis.graph, refused), *_remarks(analysis)], as_json=as_json, quiet=quiet)
+    if not analysis.eligible:
+        raise NothingToDoError(f"No layer of {found.entry_name} in {path} can be rewired; `swcompile check` says why for each.")
+
+
+def _analyze(
+    begin: Callable[[str], None], path: str, entry: str | None, inputs: Sequence[str], asked: Mapping[str, Any]
+) -> tuple[ModelFile, Analysis]:
+    begin("importing torch")
+    from swcompile import api
+
+    begin("building the model")
+    found, examples = _load(path, entry, inputs)
+    begin("analyzing")
+    return found, api.analyze(found.model, examples, **asked)
+
+
+def _facts(found: ModelFile, analysis: Analysis) -> dict[str, Any]:
+    """Return what the documents of analyze and check have in common."""
+    from swcompile import tables
+
+    return {
+        "model": found.entry_name,
+        "example_inputs": analysis.input_shapes,
+        "eligible": analysis.eligible,
+        "refused": analysis.refused,
+        "opaque": analysis.opaque,
+        "share": tables.share(analysis.graph, dict(analysis.refused)),
+    }
+
+
+def _remarks(analysis: Analysis) -> Iterator[RenderableType]:
+    from swcompile import tables
+
+    yield str(tables.share(analysis.graph, dict(analysis.refused)))
+    if analysis.opaque:
+        yield tables.opaque(analysis.opaque)
+
+
+# Running them
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run a command line and return its exit code."""
+    try:
+        with _signals():
+            code = cli.main(list(arguments), prog_name="swcompile", standalone_mode=False)
+            return code if isinstance(code, int) else DONE
+    except click.Abort as abort:
+        return _interrupted(abort.__cause__)
+    except KeyboardInterrupt as interrupt:
+        return _interrupted(interrupt)
+    except click.ClickException as error:
+        error.show()
+        return BAD_INPUT
+    except SwnetError as error:
+        click.echo(f"error: {_printable(str(error))}", err=True)
+        return NOTHING_TO_DO if isinstance(error, NothingToDoError) else BAD_INPUT
+    except Exception:
+        traceback.print_exc()
+        click.echo(BUG_REPORT, err=True)
+        return BUG
+
+
+def _interrupted(cause: BaseException | None) -> int:
+    terminated = isinstance(cause, Terminated)
+    click.echo("terminated" if terminated else "interrupted", err=True)
+    return TERMINATED if terminated else INTERRUPTED
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[None]:
+    """End as an interruption whatever an interrupt was turned into on its way (an import wraps it, for one)."""
+    caught: list[type[KeyboardInterrupt]] = []
+
+    def interrupt(number: int, frame: FrameType | None) -> NoReturn:
+        caught.append(Terminated if number == signal.SIGTERM else KeyboardInterrupt)
+        raise caught[0]
+
+    numbers = [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, interrupt) for number in numbers}
+    try:
+        yield
+    except Exception as error:
+        if caught and not isinstance(error, click.Abort):
+            raise caught[0] from error
+        raise
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _printable(text: str) -> str:
+    """Return the text without what would steer a terminal: names in it may come from a file that somebody sent."""
+    return "".join(char if char.isprintable() or char == "\n" else "?" for char in text)
+
+
+def main() -> NoReturn:
+    """Run the command line of this process."""
+    sys.exit(run(sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,204 @@
+"""Tables for a terminal of 80 columns: the ledger, the sweep over p, and what can be rewired layer by layer.
+
+Each takes plain data and returns something that rich prints. Names of layers are text, never markup.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from swcompile.graph import Layer, LayerGraph
+
+FIGURES: Mapping[str, str] = {
+    "params": "parameters",
+    "stored_params": "parameters stored",
+    "macs": "multiply-accumulates",
+    "executed_macs": "multiply-accumulates run",
+    "links": "links",
+    "long_range": "long-range links",
+    "kept": "links kept",
+    "moved": "links moved",
+    "pruned": "links pruned",
+    "p_requested": "p requested",
+    "p_achieved": "p achieved",
+    "dead_channels": "dead channels",
+    "V": "channels (V)",
+    "E": "edges (E)",
+    "C": "clustering (C)",
+    "L": "path length (L)",
+    "S": "small-worldness (S)",
+    "graph_density": "graph density",
+    "mean_path": "mean path, input to output",
+    "effective_depth": "effective depth",
+    "features_alive": "feature maps kept alive",
+}
+"""The figures of a ledger in the order in which they are shown, each with its name. Others follow under their own names."""
+
+SHOWN_LAYERS = 8
+"""How many layers are named behind a reason that they share."""
+
+
+def ledger(before: Mapping[str, object], after: Mapping[str, object], notes: Iterable[tuple[str, str]] = ()) -> RenderableType:
+    """Show the figures of a model before and after it was rewired, and (layer, reason) for those that were left alone.
+
+    >>> from rich.console import Console
+    >>> Console(width=80).print(ledger({"links": 1200, "L": 2.0}, {"links": 900, "L": 1.5}))
+                      before   after   change
+    ─────────────────────────────────────────
+    links              1,200     900   -25.0%
+    path length (L)        2     1.5   -25.0%
+    """
+    table = _table("", "before >", "after >", "change >")
+    extra = (name for name in {**before, **after} if name not in FIGURES)
+    for name in (*FIGURES, *extra):
+        old, new = before.get(name), after.get(name)
+        if any(isinstance(value, int | float | str) for value in (old, new)):
+            table.add_row(Text(FIGURES.get(name, name.replace("_", " "))), _figure(old), _figure(new), _change(old, new))
+    return Group(table, *_reasons(notes))
+
+
+def sweep(rows: Iterable[tuple[float, float, float, float]], chosen: float, rule: str) -> RenderableType:
+    """Show clustering, path length and small-worldness over p, and which p the rule takes."""
+    table = _table("p >", "clustering C >", "path length L >", "small-worldness S >", "")
+    points = sorted(rows)
+    nearest = min((abs(row[0] - chosen) for row in points), default=0.0)
+    for row in points:
+        mark = f"<- {rule}: {_figure(chosen)}" if abs(row[0] - chosen) == nearest else ""
+        table.add_row(*map(_figure, row), Text(mark))
+    return table
+
+
+@dataclass(frozen=True)
+class Share:
+    """How much of a model's layers can be rewired, and how much there is."""
+
+    layers: int
+    all_layers: int
+    params: int
+    all_params: int
+    macs: int
+    all_macs: int
+
+    def __str__(self) -> str:
+        parts = (
+            f"{self.layers} of {self.all_layers} layers can be rewired",
+            f"{_percent(self.params, self.all_params)} of their weights",
+            f"{_percent(self.macs, self.all_macs)} of their multiply-accumulates",
+        )
+        return ", ".join(parts) + "."
+
+
+def share(graph: LayerGraph, refused: Mapping[str, str]) -> Share:
+    """Count the layers that can be rewired, their weights and multiply-accumulates per sample, biases aside."""
+    free = [layer for layer in graph.layers if layer.name not in refused]
+    return Share(
+        layers=len(free),
+        all_layers=len(graph.layers),
+        params=sum(map(_weights, _once(free))),
+        all_params=sum(map(_weights, _once(graph.layers))),
+        macs=sum(_weights(layer) * layer.positions for layer in free),
+        all_macs=sum(_weights(layer) * layer.positions for layer in graph.layers),
+    )
+
+
+def layers(graph: LayerGraph, refused: Mapping[str, str]) -> RenderableType:
+    """Show each layer, its share of weights and multiply-accumulates, and why it cannot be rewired where it cannot."""
+    total = share(graph, refused)
+    table = _table("layer", "reads", "makes", "weights >", "MACs >", "can be rewired")
+    for layer in graph.layers:
+        table.add_row(
+            Text(layer.name, overflow="fold"),
+            str(layer.in_channels),
+            _makes(layer),
+            _percent(_weights(layer), total.all_params),
+            _percent(_weights(layer) * layer.positions, total.all_macs),
+            Text(f"no: {refused[layer.name]}" if layer.name in refused else "yes"),
+        )
+    return table
+
+
+def records(graph: LayerGraph, refused: Mapping[str, str]) -> list[dict[str, object]]:
+    """Return what `layers` shows as plain data."""
+    return [
+        {
+            "layer": layer.name,
+            "kind": layer.kind,
+            "in_channels": layer.in_channels,
+            "out_channels": layer.out_channels,
+            "kernel_size": list(layer.kernel_size),
+            "groups": layer.groups,
+            "weights": _weights(layer),
+            "macs": _weights(layer) * layer.positions,
+            "refused": refused.get(layer.name),
+            "where": layer.where,
+        }
+        for layer in graph.layers
+    ]
+
+
+def opaque(operations: Sequence[tuple[str, str]]) -> RenderableType:
+    """Name the operations through which channels cannot be followed."""
+    shown = ", ".join(f"{name} ({where})" if where else name for name, where in operations[:SHOWN_LAYERS])
+    more = f" and {len(operations) - SHOWN_LAYERS} more" if len(operations) > SHOWN_LAYERS else ""
+    return Text(f"Channels are not followed through {shown}{more}: what is around them stays as it is.")
+
+
+def _table(*headings: str) -> Table:
+    """Make a table; a heading that ends in > is of a column of numbers."""
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    for heading in headings:
+        table.add_column(Text(heading.removesuffix(" >")), justify="right" if heading.endswith(">") else "left", overflow="fold")
+    return table
+
+
+def _reasons(notes: Iterable[tuple[str, str]]) -> list[Text]:
+    """Say each reason once, with the layers that it holds for."""
+    named: dict[str, list[str]] = {}
+    for name, reason in notes:
+        named.setdefault(reason, []).append(name)
+    lines = []
+    for reason, names in named.items():
+        more = f" and {len(names) - SHOWN_LAYERS} more" if len(names) > SHOWN_LAYERS else ""
+        lines.append(Text(f"{', '.join(names[:SHOWN_LAYERS])}{more}: {reason}".removeprefix(": ")))
+    return lines
+
+
+def _weights(layer: Layer) -> int:
+    return layer.links * layer.kernel_area
+
+
+def _once(found: Iterable[Layer]) -> Iterable[Layer]:
+    """Leave out the later call sites of a module that is called several times: its weights exist once."""
+    return (layer for layer in found if "@" not in layer.name)
+
+
+def _makes(layer: Layer) -> str:
+    kernel = "x".join(map(str, layer.kernel_size))
+    return " ".join(filter(None, (str(layer.out_channels), kernel, f"/{layer.groups}" if layer.groups > 1 else "")))
+
+
+def _figure(value: object) -> str:
+    if isinstance(value, float) and not (value.is_integer() and abs(value) < 1e15):
+        return f"{value:.4g}" if math.isfinite(value) else "-"
+    if isinstance(value, int | float):
+        return f"{int(value):,}"
+    return str(value) if isinstance(value, str) else ""
+
+
+def _change(old: object, new: object) -> str:
+    if not isinstance(old, int | float) or not isinstance(new, int | float) or not math.isfinite(old) or not math.isfinite(new):
+        return ""
+    if old == new:
+        return ""
+    return f"{100 * (new - old) / abs(old):+.1f}%" if old else f"{'+' if new > 0 else ''}{_figure(new)}"
+
+
+def _percent(part: int, whole: int) -> str:
+    return f"{100 * part / whole:.1f}%" if whole else "-"
