@@ -219,6 +219,8 @@ def report(curves: Sequence[Curve]) -> Table:
     originals = {curve[0]["seed"]: curve for curve in curves if curve[0]["wiring"] is None}
     if not originals:
         raise SystemExit("There is no curve of an original to compare with; run the grid first.")
+    if any(curve[0]["options"] != curves[0][0]["options"] for curve in curves):
+        raise SystemExit("The curves were made under different options and do not compare; keep one grid a folder (--results).")
     target = statistics.fmean(curve[-1]["train_loss"] for curve in originals.values())
     total = next(iter(originals.values()))[-1]
     table = Table(title=f"Steps to a training loss of {target:.3f}, the original's at the end ({total['subset']})")

@@ -1,0 +1,147 @@
+"""The benchmarks: their networks, their curves and tables, and a very small run of each."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+from torch import nn
+
+from benchmarks import bench_step, bench_transform, convergence, models, record
+from benchmarks.data import Dataset
+
+
+def text(table: object) -> str:
+    console = Console(width=200)
+    with console.capture() as capture:
+        console.print(table)
+    return capture.get()
+
+
+def small_set(images: int = 64) -> Dataset:
+    draw = np.random.default_rng(0)
+    pixels = draw.integers(0, 256, (images, 16, 16, 3), dtype=np.uint8)
+    return Dataset("cifar10", pixels, draw.integers(0, 10, images), pixels[:10], draw.integers(0, 10, 10))
+
+
+SMALL = replace(convergence.QUICK, epochs=2, batch=16, train_images=48, test_images=6, evaluations=3)
+
+
+def test_the_plain_network_has_21_weight_layers() -> None:
+    model = models.plain_cnn21()
+    layers = [module for module in model.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
+    assert len(layers) == 21
+    assert [layer.out_channels for layer in layers[:-1] if isinstance(layer, nn.Conv2d)] == [24] * 7 + [48] * 7 + [96] * 6
+    assert model[:-3](torch.zeros(1, 3, 32, 32)).shape == (1, 96, 8, 8)
+
+
+def test_resnet50_has_its_published_size() -> None:
+    with torch.device("meta"):
+        assert models.parameters(models.resnet50()) == 25_557_032
+
+
+def test_building_from_a_seed_repeats_and_leaves_the_random_state_alone() -> None:
+    state = torch.random.get_rng_state()
+    first, second = (models.seeded(models.chain, 3, 2).state_dict() for _ in range(2))
+    assert torch.equal(state, torch.random.get_rng_state())
+    assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+def test_batches_are_crops_of_the_images_and_repeat() -> None:
+    grid = replace(SMALL, batch=8)
+    images = convergence.Images(small_set(), grid)
+    once, again = (list(images.batches(8, torch.Generator().manual_seed(1))) for _ in range(2))
+    assert len(once) == 6
+    assert all(torch.equal(a, b) and torch.equal(x, y) for (a, x), (b, y) in zip(once, again, strict=True))
+    batch, labels = once[0]
+    assert batch.shape == (8, 3, 16, 16)
+    assert batch.is_contiguous(memory_format=torch.channels_last)
+    assert labels.shape == (8,)
+
+
+def test_a_crop_without_shift_or_flip_is_the_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    images = convergence.Images(small_set(), SMALL)
+    monkeypatch.setattr(torch, "randint", lambda *_, **__: torch.full((2, 3, 1), convergence.PADDING))
+    monkeypatch.setattr(torch, "rand", lambda *_, **__: torch.ones(3, 1))
+    chosen = torch.tensor([4, 0, 7])
+    expected = images._ready(torch.from_numpy(small_set().train_images)[chosen])
+    assert torch.equal(images._cropped(chosen, torch.Generator()), expected)
+
+
+def curve(values: Sequence[float], arm: str = "original", seed: int = 0, p: float = 0.0) -> list[dict[str, Any]]:
+    fixed = {"arm": arm, "seed": seed, "p": p, "wiring": "block" if p else None, "params": 10, "subset": "all", "options": {}}
+    return [
+        fixed | {"step": 10 * place, "epoch": place / 2, "train_loss": value, "test_error": value / 4, "seconds": 2.0 * place}
+        for place, value in enumerate(values, start=1)
+    ]
+
+
+def test_a_target_is_reached_where_the_median_of_three_is() -> None:
+    assert convergence.reached(curve([3, 1, 3, 2, 2, 2]), "train_loss", 2) == 40  # not at the dip of the second evaluation
+    assert convergence.reached(curve([3, 3, 3]), "train_loss", 2) is None
+
+
+def test_the_report_compares_with_the_original_and_tells_who_never_got_there() -> None:
+    fast, slow = curve([3, 1, 1, 0.5], "fast", p=0.3), curve([4, 4, 4, 4], "slow", p=0.9)
+    shown = text(convergence.report([curve([4, 3, 2, 1]), fast, slow]))
+    assert "Steps to a training loss of 1.000" in shown
+    assert "2.00x" in shown
+    assert "not reached" in shown
+
+
+def test_the_report_refuses_curves_that_do_not_compare() -> None:
+    with pytest.raises(SystemExit, match="no curve of an original"):
+        convergence.report([curve([1, 2], "fast", p=0.3)])
+    other = [record | {"options": {"lr": 1.0}} for record in curve([1, 2], "fast", p=0.3)]
+    with pytest.raises(SystemExit, match="different options"):
+        convergence.report([curve([1, 2]), other])
+
+
+def test_a_small_grid_runs_and_reports_from_its_files(tmp_path: Path) -> None:
+    convergence.run(SMALL, [0], small_set(), tmp_path)
+    curves = convergence.read_curves(tmp_path)
+    assert [found[0]["arm"] for found in curves] == ["original", "block-p0.3"]
+    assert all(len(found) == 6 for found in curves)
+    required = {
+        *("grid", "model", "data", "arm", "p", "wiring", "seed", "topology_seed", "step", "epoch", "macs", "seconds"),
+        *("train_loss", "test_error", "lr", "params", "commit", "versions", "hardware"),
+    }
+    assert all(required <= record.keys() for found in curves for record in found)
+    original, rewired = (found[-1] for found in curves)
+    assert (original["params"], original["macs"]) == (rewired["params"], rewired["macs"])
+    assert "first 48 training images and the first 6 test images of cifar10" in text(convergence.report(curves))
+
+
+def test_the_timings_of_a_step_are_kept_with_their_origin(tmp_path: Path) -> None:
+    taken = {"original": [1.0, 2.0, 3.0], "rewired": [2.0, 2.0, 4.0]}
+    times = {name: {part: list(values) for part in bench_step.PARTS} for name, values in taken.items()}
+    row = bench_step.row(times, "NCHW", "step", batch=2, macs=100)
+    assert row["ratio"] == 1.0
+    assert row["flops"] == 1200
+    assert "resnet18 step NCHW" in text(bench_step.show([row]))
+    kept = json.loads(record.write_timings("bench_step", [row], tmp_path).read_text())
+    assert {"hardware", "versions", "commit", "date", "rows"} <= kept.keys()
+
+
+def test_a_step_is_measured_in_turns() -> None:
+    networks = {name: models.seeded(models.plain_cnn21, 0) for name in ("original", "rewired")}
+    times = bench_step.measure(networks, "channels_last", batch=2, rounds=2, warmup=0)
+    assert all(len(times[name][part]) == 2 for name in networks for part in bench_step.PARTS)
+    assert all(times[name]["step"][0] >= times[name]["forward"][0] for name in networks)
+
+
+def test_growth_is_read_off_the_chains() -> None:
+    rows = [{"name": "chain", "layers": count, "seconds": 0.001 * count} for count in (10, 100, 1000)]
+    assert bench_transform.exponent(rows) == pytest.approx(1)
+    assert bench_transform.exponent(rows[:2]) is None
+
+
+def test_a_chain_is_transformed_and_timed() -> None:
+    row = bench_transform.measure("chain", lambda: models.chain(4), 8, 0.3, 1)
+    assert (row["layers"], row["shape"]) == (4, [3, 8, 8])
+    assert "chain" in text(bench_transform.show([row]))
