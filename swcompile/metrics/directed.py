@@ -35,19 +35,19 @@ class Directed:
     new: float
 
 
-def directed(made: ChannelGraph) -> Directed:
-    """Return the directed figures of a channel graph."""
-    sweep = Sweep(made)
-    mean_path, effective_depth = sweep.run()
+def directed(made: ChannelGraph, sweep: Sweep | None = None) -> Directed:
+    """Return the directed figures of a channel graph; a sweep that has been made is used."""
+    sweep = sweep or Sweep(made)
     long_range, new = reach(made)
-    return Directed(mean_path, effective_depth, dead_channels(made), long_range, new)
+    return Directed(*sweep.means(), dead_channels(made), long_range, new)
 
 
 class Sweep:
     """The sweep from inputs to outputs.
 
     `nearest` (cells, inputs) is the fewest layers from a cell of the input to each cell; `links` (cells) how many channels a
-    reader of the whole cell links to, a sum counting each of its addends; `depth` (cells) the sum of their mean path lengths.
+    reader of the whole cell links to, a sum counting each of its addends; `depth` (cells) the sum of their mean path lengths;
+    `inward` (cells) how many links a channel of the cell has, where a channel added twice into one sum counts twice.
     """
 
     def __init__(self, made: ChannelGraph) -> None:
@@ -58,11 +58,12 @@ class Sweep:
         self.nearest[self.inputs, np.arange(len(self.inputs))] = 0
         self.links = self.cells.size.astype(np.float64)
         self.depth = np.zeros(len(self.cells.size))
+        self.inward = np.zeros(len(self.cells.size))
         self.layer_of = {layer.producer: index for index, layer in enumerate(made.graph.layers)}
         self.slots = masked_slots(made)
+        self._run()
 
-    def run(self) -> tuple[float, float]:
-        """Return the mean shortest path and the effective depth."""
+    def _run(self) -> None:
         first_child = np.searchsorted(self.cells.child_of, np.arange(len(self.cells.size) + 1))
         for index, producer in enumerate(self.made.graph.producers):
             own = self.cells.of_producer(index)
@@ -77,7 +78,6 @@ class Sweep:
                     self._masked(layer, own)
                 else:
                     self._layer(own)
-        return self._means()
 
     def _add(self, own: slice, children: Ints, pointer: Ints) -> None:
         if len(children):
@@ -115,6 +115,7 @@ class Sweep:
         self.nearest[own] = np.minimum(nearest + 1, UNREACHABLE)
         mean = np.divide(depth, links, out=np.full_like(depth, -1.0), where=links > 0) + 1
         self.depth[own] = mean * self.cells.size[own]
+        self.inward[own] = links
 
     def _see_through(self, index: int, own: slice) -> None:
         """Let every channel of an opaque operation depend on all that the operation reads, at no length."""
@@ -128,7 +129,8 @@ class Sweep:
         links = self.links[source].sum()
         self.depth[own] = self.cells.size[own] * (self.depth[source].sum() / links if links else 0.0)
 
-    def _means(self) -> tuple[float, float]:
+    def means(self) -> tuple[float, float]:
+        """Return the mean shortest path and the effective depth."""
         heads = [layer.producer for layer in self.made.original.layers if layer.name in self.made.original.heads]
         out = np.concatenate([np.arange(len(self.cells.size))[self.cells.of_producer(head)] for head in heads] or [self.inputs[:0]])
         weight = np.outer(self.cells.size[out], self.cells.size[self.inputs])
@@ -137,6 +139,19 @@ class Sweep:
         joined, channels = weight.sum(), self.cells.size[out].sum()
         mean = float((away * weight).sum() / joined) if joined else 0.0
         return mean, float(self.depth[out].sum() / channels) if channels else 0.0
+
+
+    def outward(self) -> Floats:
+        """Return how many links go out of a channel of each cell, counted as in `inward`."""
+        readers, made = self.made.readers, np.zeros(len(self.cells.size))
+        fed = readers.of >= 0
+        outputs = np.bincount(readers.of[fed], self.cells.size[fed], len(readers.layer))
+        np.add.at(made, readers.cell, outputs[readers.owner])
+        for layer, slots in self.slots.items():
+            np.add.at(made, self.cells.of[slots], self.made.masks[layer].sum(axis=0, dtype=np.float64))
+        for above, below in zip(self.cells.child_of[::-1].tolist(), self.cells.child[::-1].tolist(), strict=True):
+            made[below] += made[above]
+        return made
 
 
 def masked_slots(made: ChannelGraph) -> dict[int, Ints]:

@@ -11,9 +11,11 @@ from swcompile.metrics import reference
 from swcompile.metrics.cells import Ints
 from swcompile.metrics.channels import ChannelGraph
 from swcompile.metrics.clustering import clustering
-from swcompile.metrics.directed import directed
+from swcompile.metrics.directed import Sweep, directed
 from swcompile.metrics.paths import paths
-from swcompile.metrics.sampling import Intervals
+from swcompile.metrics.sampled import sample_clustering, sample_paths
+from swcompile.metrics.sampling import Intervals, Stream
+from swcompile.metrics.spread import Spread
 from swcompile.metrics.twins import without_twins
 
 MOST_NODES = 50_000
@@ -111,12 +113,18 @@ def measure(channels: ChannelGraph, *, extended: bool = False, seed: int = 0) ->
     >>> made.V, made.E, made.C, round(made.L, 4)
     (19, 48, 0.0, 1.7193)
     """
-    V, E = channels.nodes, channels.edges
-    shape = _exact(channels)
+    sweep = Sweep(channels)
+    V = channels.nodes
+    if V <= MOST_NODES or len(channels.weight) <= MOST_CLASSES:
+        shape = _exact(channels)
+        inward, outward = channels.in_degrees, channels.classes.degrees() - channels.in_degrees
+    else:
+        shape = _sampled(channels, seed)
+        origin = channels.cells.number >= 0
+        inward, outward = sweep.inward[origin].astype(np.int64), sweep.outward()[origin].astype(np.int64)
+    E = int(inward @ channels.weight)
     C_rand, L_rand = reference.density(V, E), reference.random_path(V, E, seed)
-    more = reference.extended(channels.classes, shape.C, shape.L, E, seed) if extended else None
-    along = directed(channels)
-    inward, outward = _degrees(channels)
+    more = reference.extended(channels.classes, shape.C, shape.L, E, seed) if extended and shape.interval is None else None
     return Figures(
         V=V,
         E=E,
@@ -130,9 +138,8 @@ def measure(channels: ChannelGraph, *, extended: bool = False, seed: int = 0) ->
         unreachable=shape.unreachable,
         exact=shape.interval is None,
         interval=shape.interval,
-        **dataclasses.asdict(along),
-        in_degree=inward,
-        out_degree=outward,
+        **dataclasses.asdict(directed(channels, sweep)),
+        **_degrees(channels, inward, outward),
         **({} if more is None else more._asdict()),
     )
 
@@ -144,14 +151,22 @@ def _exact(channels: ChannelGraph) -> Undirected:
     return Undirected(C, L, transitivity, unreachable)
 
 
-def _degrees(channels: ChannelGraph) -> tuple[Degrees, Degrees]:
-    inward = channels.in_degrees
-    outward = channels.classes.degrees() - inward
+def _sampled(channels: ChannelGraph, seed: int) -> Undirected:
+    spread, weight = Spread(channels), channels.weight
+    near = sample_clustering(spread, weight, Stream(seed, "wedges"))
+    far = sample_paths(spread, weight, Stream(seed, "sources"))
+    return Undirected(near.C, far.L, near.transitivity, far.unreachable, Intervals(near.interval, far.interval))
+
+
+def _degrees(channels: ChannelGraph, inward: Ints, outward: Ints) -> dict[str, Degrees]:
     producers, heads = channels.graph.producers, channels.original.heads
     made = channels.cells.producer[channels.cells.number >= 0]
     is_input = np.array([producer.kind == "input" for producer in producers], np.bool_)[made]
     is_head = np.isin(made, [layer.producer for layer in channels.graph.layers if layer.name in heads])
-    return _summary(inward, channels.weight, ~is_input), _summary(outward, channels.weight, ~is_head)
+    return {
+        "in_degree": _summary(inward, channels.weight, ~is_input),
+        "out_degree": _summary(outward, channels.weight, ~is_head),
+    }
 
 
 def _summary(degree: Ints, weight: Ints, chosen: np.typing.NDArray[np.bool_]) -> Degrees:
