@@ -1,1 +1,34 @@
-"""Wirings: from a layer graph and options to a plan. Pure, seeded, without torch."""
+"""Wirings: from a layer graph and options to a plan. Pure and seeded; no torch."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from swcompile.graph import LayerGraph
+from swcompile.plan import Note, Options, Plan
+from swcompile.wiring.block import wire_block
+from swcompile.wiring.kernel import wire_kernel
+from swcompile.wiring.policy import Curve, choose_p, explain, resolve, sweep
+
+__all__ = ["Curve", "choose_p", "explain", "resolve", "sweep", "wire", "wire_block", "wire_kernel"]
+
+
+def wire(graph: LayerGraph, options: Options) -> Plan:
+    """Return the plan that the options ask for; a policy for p is resolved first and told in a note.
+
+    >>> from swcompile.graph import GraphBuilder
+    >>> build = GraphBuilder("chain")
+    >>> x = build.input("x", 8)
+    >>> for name in ("a", "b", "c"):
+    ...     x = build.layer(name, build.feature(f"{name} reads", x, (1, 8, 4, 4)), 8)
+    >>> build.sink(x)
+    >>> print(wire(build.finish(), Options(p=0.25, head=True)))  # doctest: +ELLIPSIS
+    wiring block, p = 0.25 (asked: 0.25), density 1, seed 0: 4 of 16 blocks moved (p = 0.2500)
+    ...
+    """
+    numbered, curve = resolve(graph, options)
+    plan = wire_block(graph, numbered) if options.wiring == "block" else wire_kernel(graph, numbered)
+    if curve is None:
+        return plan
+    assert isinstance(options.p, str)
+    return replace(plan, requested_p=options.p, notes=(*plan.notes, Note("*", explain(curve, options.p))))
