@@ -127,14 +127,17 @@ class Atlas:
         return self.piece(piece.feature, piece.start, middle), self.piece(piece.feature, middle, piece.stop)
 
     def _collect(self, kind: Kind, indices: Sequence[int]) -> None:
-        """List the maps of one kind where they first appear, and every resolution at which they can be had."""
+        """List the maps of one kind where they first appear, and every resolution at which they can be had.
+
+        Gates, pooled vectors and values of train mode only are no sources.
+        """
         seen = np.zeros(self.size, np.bool_)
         fresh: list[tuple[int, list[Run]]] = []
         views: dict[int, list[tuple[int, Run]]] = {}
         known: set[tuple[int, int, int, int, tuple[int, ...]]] = set()
         for index in indices:
             feature = self.graph.features[index]
-            if feature.is_map and max(feature.spatial) == 1:
+            if feature.train_only or (feature.is_map and max(feature.spatial) == 1):
                 continue
             found: list[Run] = []
             for run in feature.runs:

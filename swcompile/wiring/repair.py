@@ -153,10 +153,10 @@ class Repair:
     def _place(self, piece: Piece, origin: Site) -> bool:
         """Find slots that take a piece, in parts where one slot does not suffice. Return whether all of it was taken."""
         takers = self.takers.get(origin.kind)
-        if takers is None:
+        feature = self.atlas.graph.features[piece.feature]
+        if takers is None or feature.train_only:
             return False
-        position = self.atlas.graph.features[piece.feature].position
-        first, end = bisect_right(takers.positions, position), len(takers.moves)
+        first, end = bisect_right(takers.positions, feature.position), len(takers.moves)
         if first == end:
             return False
         rest = piece

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections import Counter
+from dataclasses import replace
 
 import block_nets as nets
 import pytest
@@ -234,6 +235,18 @@ def test_every_reach_prefers_its_distance() -> None:
         mean[reach] = sum(moved) / len(moved)
     assert mean["near"] < 0.6 * mean["uniform"]
     assert mean["far"] > 1.1 * mean["uniform"]
+
+
+def test_what_only_train_mode_computes_is_no_source() -> None:
+    graph = NETS["resnet50"]
+    hidden = {feature.name for feature in graph.features[12:15]}
+    features = tuple(replace(feature, train_only=feature.name in hidden) for feature in graph.features)
+    layers = tuple(replace(layer, train_only=layer.feature in hidden) for layer in graph.layers)
+    graph = replace(graph, features=features, layers=layers)
+    for choice in ("forbid", "allow"):
+        plan = check(graph, Options(p=0.8, dead=choice))
+        tapped = {(wiring.layer, tap.feature) for wiring in plan.layers for tap in wiring.taps if tap.feature in hidden}
+        assert all(graph.layer_by_name[name].feature == feature for name, feature in tapped)
 
 
 def test_large_networks_take_seconds() -> None:
