@@ -63,7 +63,8 @@ def weigh(rows: Words, weight: Ints) -> Ints:
         total: Ints = np.bitwise_count(rows).sum(axis=1, dtype=np.int64)
         return total
     made = np.zeros(len(rows), np.int64)
-    exact = weight.astype(np.float64)  # sums of whole numbers below 2**53 are exact
+    kind = np.float32 if weight.sum() < 1 << 24 else np.float64  # sums of whole numbers are exact up to there
     for start in range(0, len(rows), TILE):
-        made[start : start + TILE] = (unpack(rows[start : start + TILE], len(weight)) @ exact).astype(np.int64)
+        tile = unpack(rows[start : start + TILE], len(weight)).astype(kind)
+        made[start : start + TILE] = (tile @ weight.astype(kind)).astype(np.int64)
     return made

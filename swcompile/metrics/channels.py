@@ -59,8 +59,9 @@ class Classes:
     def count(self) -> int:
         return len(self.weight)
 
+    @cached_property
     def degrees(self) -> Ints:
-        """Return how many neighbours a node of each class has."""
+        """How many neighbours a node of each class has."""
         return weigh(self.rows, self.weight)
 
 

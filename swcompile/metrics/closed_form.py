@@ -178,7 +178,8 @@ def clustering(sizes: Floats, density: Floats) -> Floats:
     weighted = density * sizes
     triangles = (weighted @ density * weighted).sum(axis=1)
     pairs = weighted.sum(axis=1) ** 2 - (weighted * density).sum(axis=1)
-    return np.divide(triangles, pairs, out=np.zeros_like(pairs), where=pairs > 1e-12)
+    mean: Floats = np.divide(triangles, pairs, out=np.zeros_like(pairs), where=pairs > 1e-12)
+    return mean
 
 
 def path_length(sizes: Floats, density: Floats) -> tuple[float, float]:

@@ -117,7 +117,7 @@ def measure(channels: ChannelGraph, *, extended: bool = False, seed: int = 0) ->
     V = channels.nodes
     if V <= MOST_NODES or len(channels.weight) <= MOST_CLASSES:
         shape = _exact(channels)
-        inward, outward = channels.in_degrees, channels.classes.degrees() - channels.in_degrees
+        inward, outward = channels.in_degrees, channels.classes.degrees - channels.in_degrees
     else:
         shape = _sampled(channels, seed)
         origin = channels.cells.number >= 0

@@ -43,7 +43,7 @@ def paths(graph: Classes) -> Paths:
 
 def _distances(graph: Classes) -> tuple[int, int]:
     """Return the sum of the distances over ordered connected pairs, and how many such pairs there are."""
-    weight, degree = graph.weight, graph.degrees()
+    weight, degree = graph.weight, graph.degrees
     component, label = components(graph)
     inside = weigh(component, weight)[label]  # nodes of each class's component
     ball = graph.rows.copy()
