@@ -98,7 +98,8 @@ class Feature:
     """A value of the network that at least one layer reads.
 
     `name` is the fx node's. `shape` is the example's, batch first; `axis` is the channel axis: 1 for (N, C, *spatial), the last
-    one for (N, *tokens, C). `position` is the value's place in the topological order of the fx graph.
+    one for (N, *tokens, C). `position` is the value's place in the topological order of the fx graph. `train_only` marks a
+    value that eval mode does not compute.
     """
 
     name: str
@@ -107,6 +108,7 @@ class Feature:
     axis: int
     runs: tuple[Run, ...]
     dtype: str = "float32"
+    train_only: bool = False
 
     @property
     def channels(self) -> int:
@@ -132,7 +134,7 @@ class Layer:
     layer that belong to this reader; `chain_params` is how many parameters per channel they carry. `reads_at` is the place in
     the fx graph in front of which a gather would stand. `positions` is how many outputs per channel and sample the layer
     computes (output height times width), so that multiply-accumulates are `links * kernel_area * positions`. `refused` says why
-    the layer can never be rewired, whatever the options.
+    the layer can never be rewired, whatever the options. `train_only` marks a layer that eval mode does not run.
     """
 
     name: str
@@ -153,6 +155,7 @@ class Layer:
     transposed: bool = False
     refused: str | None = None
     where: str = ""
+    train_only: bool = False
 
     @property
     def kernel_area(self) -> int:
@@ -519,6 +522,8 @@ def unreadable(graph: LayerGraph, feature: Feature, layer: Layer) -> str | None:
         )
     if feature.shape[0] != own.shape[0]:
         return f"{feature.name} has batch size {feature.shape[0]}, {own.name} {own.shape[0]}"
+    if feature.train_only and not layer.train_only:
+        return f"{feature.name} is computed in train mode only"
     if feature.dtype != own.dtype:
         return f"{feature.name} is {feature.dtype}, {own.name} {own.dtype}"
     if own.is_map:

@@ -1,0 +1,292 @@
+"""The public functions: from a user's model to a rewired one, and what can be asked of either."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from swcompile import store
+from swcompile.check import Ledger, census, check
+from swcompile.errors import NothingToDoError, SwnetError
+from swcompile.graph import LayerGraph
+from swcompile.metrics import Figures, channel_graph, measure
+from swcompile.modules import RewiredModule
+from swcompile.optimize import optimize
+from swcompile.plan import Note, Options, Plan, verify
+from swcompile.rewrite import rewrite
+from swcompile.trace import Example, Traced, trace, trace_structure
+from swcompile.trace.shapes import Spec
+from swcompile.wiring import Curve, sweep, wire
+from swcompile.wiring.budget import to_budget
+from swcompile.wiring.eligible import eligible
+from swcompile.wiring.policy import choose_p
+
+_log = logging.getLogger("swcompile")
+
+
+@dataclass(frozen=True)
+class Record:
+    """What a rewired module remembers: the plan it carries out, the inputs it was traced with, and its ledger."""
+
+    plan: Plan
+    example: Example
+    ledger: Ledger
+
+    @property
+    def example_shapes(self) -> tuple[tuple[tuple[int, ...], torch.dtype], ...]:
+        """The shape and dtype of each example input that is a tensor."""
+        return tuple((spec.shape, spec.dtype) for spec in self.example if isinstance(spec, Spec))
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """A model's layer graph, its figures over p, and which layers can be rewired.
+
+    `curve` holds C, L and S at each p swept; `p` is the one the policy (or the number asked for) chooses. `refused` pairs each
+    layer that cannot be rewired with the reason, `opaque` each operation that channels cannot be followed through with its line.
+    `params` counts the whole model's parameters. `inferred` tells whether the input was guessed.
+    """
+
+    graph: LayerGraph
+    figures: Figures
+    curve: Curve
+    p: float
+    eligible: tuple[str, ...]
+    refused: tuple[tuple[str, str], ...]
+    opaque: tuple[tuple[str, str], ...]
+    example: Example
+    inferred: bool
+    params: int
+
+
+def transform(
+    model: nn.Module,
+    example_inputs: object = None,
+    *,
+    p: float | str = "auto",
+    density: float = 1.0,
+    params: int | None = None,
+    macs: int | None = None,
+    wiring: str = "block",
+    block: int | str = "auto",
+    resample: str = "max",
+    reach: str = "uniform",
+    seed: int = 0,
+    head: bool = False,
+    dead: str = "auto",
+    skips: str = "keep",
+    budget: str = "links",
+    init: str = "he",
+    conv_to_linear: bool = False,
+    min_in_degree: int = 1,
+) -> RewiredModule:
+    """Return a copy of `model` whose layers also read feature maps from far behind them.
+
+    Args:
+        model: any nn.Module that torch.fx can trace. It is not changed.
+        example_inputs: a tensor, or a tuple of the forward's arguments; only shapes and dtypes matter. Inferred where None.
+        p: the share of each layer's input blocks (or links) that become long-range, from 0 to 1, or a policy: "auto", "boundary"
+            (the smallest p that makes a small world, S_G >= 1) or "max_S".
+        density: the share of input blocks that stay; below 1 the layers' weights become physically smaller.
+        params, macs: instead of density, the most parameters or multiply-accumulates that the whole model may have.
+        wiring: "block" (one wiring per layer, in blocks of channels) or "kernel" (link by link, as in the SWNet paper, masked).
+        block: channels per block, "auto" or "producer" (all channels of a producer).
+        resample: how larger feature maps shrink to the reader's size: "max", "avg" or "stride".
+        reach: how far taps reach: "uniform", "near" or "far".
+        seed: the same seed, model and options give the same plan on every machine.
+        head: whether the last layers (classifiers) may be rewired too.
+        dead: "forbid" moves no block that would leave channels unread, "allow" does, "auto" forbids where that leaves enough.
+        skips, budget, init, conv_to_linear, min_in_degree: for wiring "kernel"; see swcompile.wiring.kernel.
+
+    Returns:
+        A RewiredModule: an ordinary nn.Module with the same signature and, at density 1 of wiring "block", the same state dict.
+
+    Raises:
+        SwnetError: with what to do, where the request cannot be carried out; NothingToDoError where no layer could be changed.
+
+    >>> from torch import nn
+    >>> net = nn.Sequential(*[nn.Sequential(nn.Linear(32, 32), nn.ReLU()) for _ in range(4)], nn.Linear(32, 10))
+    >>> rewired = transform(net, p=0.25)
+    >>> ledger(rewired).after.params == ledger(rewired).before.params
+    True
+
+    Source: Javaheripi, Rouhani and Koushanfar, arXiv 1904.04862.
+    """
+    options = Options(
+        wiring, p, density, block, resample, reach, seed, head, dead, skips, budget, init, conv_to_linear, min_in_degree
+    )
+    _check_budget(options, params, macs)
+    traced = _announced(trace(model, example_inputs))
+    made = _decide(traced, options, params, macs)
+    if not made.layers and (options.p != 0 or options.density < 1 or params is not None or macs is not None):
+        raise NothingToDoError(_why_nothing(made))
+    return _carry_out(traced, made)
+
+
+def plan(
+    model: nn.Module,
+    example_inputs: object = None,
+    *,
+    p: float | str = "auto",
+    density: float = 1.0,
+    params: int | None = None,
+    macs: int | None = None,
+    wiring: str = "block",
+    block: int | str = "auto",
+    resample: str = "max",
+    reach: str = "uniform",
+    seed: int = 0,
+    head: bool = False,
+    dead: str = "auto",
+    skips: str = "keep",
+    budget: str = "links",
+    init: str = "he",
+    conv_to_linear: bool = False,
+    min_in_degree: int = 1,
+) -> Plan:
+    """Decide what `transform` would do, without touching or needing weights. Arguments as for `transform`."""
+    options = Options(
+        wiring, p, density, block, resample, reach, seed, head, dead, skips, budget, init, conv_to_linear, min_in_degree
+    )
+    _check_budget(options, params, macs)
+    return _decide(_announced(trace_structure(model, example_inputs)), options, params, macs)
+
+
+def apply(model: nn.Module, plan: Plan, example_inputs: object = None) -> RewiredModule:
+    """Return a copy of `model` rewired as `plan` says; the plan is verified against the model first."""
+    traced = trace(model, example_inputs)
+    return _carry_out(traced, plan)
+
+
+def analyze(
+    model: nn.Module,
+    example_inputs: object = None,
+    *,
+    p: float | str = "auto",
+    density: float = 1.0,
+    wiring: str = "block",
+    block: int | str = "auto",
+    resample: str = "max",
+    reach: str = "uniform",
+    seed: int = 0,
+    head: bool = False,
+    dead: str = "auto",
+    skips: str = "keep",
+    points: int = 20,
+) -> Analysis:
+    """Return a model's layer graph, its figures over `points` values of p, and the layers that can be rewired. Needs no weights."""
+    options = Options(wiring, p, density, block, resample, reach, seed, head, dead, skips)
+    traced = _announced(trace_structure(model, example_inputs))
+    curve = sweep(traced.graph, options, points)
+    layers, notes = eligible(traced.graph, options)
+    return Analysis(
+        graph=traced.graph,
+        figures=measure(channel_graph(traced.graph)),
+        curve=curve,
+        p=choose_p(curve, options.p) if isinstance(options.p, str) else float(options.p),
+        eligible=tuple(layer.name for layer in layers),
+        refused=tuple((note.layer, note.reason) for note in notes),
+        opaque=traced.graph.opaque,
+        example=traced.example,
+        inferred=traced.inferred,
+        params=sum(parameter.numel() for parameter in model.parameters()),
+    )
+
+
+def ledger(module: nn.Module) -> Ledger:
+    """Return what was done to a module that `transform`, `apply` or `load` made."""
+    return record(module).ledger
+
+
+def record(module: nn.Module) -> Record:
+    """Return the plan, example and ledger of a rewired module. Raises SwnetError for any other module."""
+    found = getattr(module, "swcompile", None)
+    if not isinstance(found, Record):
+        raise SwnetError(
+            f"This {type(module).__name__} was not made by swnet.transform, swnet.apply or swnet.load; it has no ledger."
+        )
+    return found
+
+
+def save(module: nn.Module, folder: str | Path, *, force: bool = False) -> None:
+    """Write a rewired module to a new folder: plan.json, weights.safetensors and manifest.json, never a pickle.
+
+    With `force`, a folder written earlier is replaced. Raises SwnetError where the folder exists or cannot be written.
+    """
+    found = record(module)
+    _refuse_nested(found.example)
+    store.write(folder, found.plan, module.state_dict(), found.example_shapes, model=type(module).__name__, force=force)
+
+
+def load(folder: str | Path, model: nn.Module) -> RewiredModule:
+    """Return `model` rewired as saved in `folder`, with the saved weights. Never unpickles; everything read is verified.
+
+    `model` is built by the user's own code and gives the structure only. The result is in its train or eval mode.
+    """
+    stored = store.read(folder)
+    example = tuple(Spec(shape, dtype) for shape, dtype in stored.shapes)
+    module = _carry_out(trace(model, example), stored.plan)
+    store.fill(module, stored)
+    return module
+
+
+def _check_budget(options: Options, params: int | None, macs: int | None) -> None:
+    given = [name for name, value in (("density", options.density != 1), ("params", params), ("macs", macs)) if value]
+    if len(given) > 1:
+        raise SwnetError(f"{' and '.join(given)} were given; they are different ways to say one thing, so take at most one.")
+    for name, value in (("params", params), ("macs", macs)):
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or not value >= 1):
+            raise SwnetError(f"{name}={value!r} is not a budget; take a positive number.")
+        if value is not None and options.wiring == "kernel":
+            raise SwnetError(f"{name} does not apply to wiring='kernel', which keeps the number of links; use wiring='block'.")
+
+
+def _announced(traced: Traced) -> Traced:
+    if traced.inferred:
+        _log.warning(
+            "no example input was given; traced with %s, inferred from the first layer", ", ".join(map(str, traced.example))
+        )
+    return traced
+
+
+def _decide(traced: Traced, options: Options, params: int | None, macs: int | None) -> Plan:
+    if params is not None or macs is not None:
+        total = sum(parameter.numel() for parameter in traced.root.parameters())
+        options = to_budget(traced.graph, options, total, params=params, macs=macs)
+    made = wire(traced.graph, options)
+    if traced.inferred:
+        shapes = ", ".join(map(str, traced.example))
+        made = replace(made, notes=(*made.notes, Note("*", f"the example input {shapes} was inferred from the first layer")))
+    return made
+
+
+def _why_nothing(made: Plan) -> str:
+    reasons = "\n".join(f"  {note.layer}: {note.reason}" for note in made.notes)
+    return f"Nothing can be rewired as asked (p={made.requested_p}, density={made.options.density:g}):\n{reasons}"
+
+
+def _carry_out(traced: Traced, made: Plan) -> RewiredModule:
+    """Verify, rewrite, optimize and check: the rest of the way, once a plan is there."""
+    verify(made, traced.graph)
+    counted = census(traced.root, traced.train_graph, traced.graph)
+    rewrite(traced, made)
+    for graph in _graphs(traced):
+        optimize(graph)
+    module = RewiredModule.assemble(traced.root, traced.train_graph, traced.eval_graph)
+    module.swcompile = Record(made, traced.example, check(module, made, counted, traced.example))
+    return module
+
+
+def _graphs(traced: Traced) -> tuple[fx.Graph, ...]:
+    return (traced.train_graph,) if traced.eval_graph is None else (traced.train_graph, traced.eval_graph)
+
+
+def _refuse_nested(example: tuple[Any, ...]) -> None:
+    if not all(isinstance(item, Spec) for item in example):
+        raise SwnetError("This model was traced with inputs other than plain tensors, which a manifest cannot hold; save its state "
+                         "dict and plan instead: swnet.ledger, Plan.to_json and swnet.apply.")  # fmt: skip

@@ -1,0 +1,226 @@
+"""What a rewired network is made of besides the user's own modules: gathers, masked layers, and the module that holds two graphs.
+
+gather(like, sources, taps, axis)    the taps of a layer, each brought to the resolution of `like`, concatenated
+MaskedConv1d/2d/3d, MaskedLinear     a layer over a gathered union of which only some links are live
+RewiredModule                        an fx.GraphModule that follows .train() and .eval()
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn import functional
+
+from swcompile.trace.rules import declare, same
+
+_MAX_POOL = {1: functional.max_pool1d, 2: functional.max_pool2d, 3: functional.max_pool3d}
+_AVG_POOL: dict[int, Callable[..., Tensor]] = {1: functional.avg_pool1d, 2: functional.avg_pool2d, 3: functional.avg_pool3d}
+_ADAPTIVE_MAX = {1: functional.adaptive_max_pool1d, 2: functional.adaptive_max_pool2d, 3: functional.adaptive_max_pool3d}
+_ADAPTIVE_AVG = {1: functional.adaptive_avg_pool1d, 2: functional.adaptive_avg_pool2d, 3: functional.adaptive_avg_pool3d}
+
+
+def resample(x: Tensor, like: Tensor, kind: str) -> Tensor:
+    """Bring a feature to the height and width of `like`.
+
+    Args:
+        x: (N, C, *spatial).
+        like: a tensor of the wanted size, (N, C', *size); or (N, C'), which asks for global pooling.
+        kind: how a larger feature shrinks: "max" or "avg" pooling, or "stride" (subsampling). A smaller one is repeated
+            (nearest upsampling). Sizes that do not divide are pooled adaptively.
+
+    Returns:
+        (N, C, *size), or (N, C).
+    """
+    if like.dim() < x.dim():
+        flat = x.flatten(2)
+        return flat.mean(-1) if kind == "avg" else flat.amax(-1) if kind == "max" else flat[..., 0]
+    size = like.shape[2:]
+    if x.shape[2:] == size:
+        return x
+    if all(have <= want for have, want in zip(x.shape[2:], size, strict=True)):
+        return functional.interpolate(x, size=size, mode="nearest")
+    ratio = tuple(have // want for have, want in zip(x.shape[2:], size, strict=True))
+    whole = all(have == want * times for have, want, times in zip(x.shape[2:], size, ratio, strict=True))
+    if kind == "stride":
+        return x[(slice(None), slice(None), *(slice(None, None, times) for times in ratio))] if whole else _subsample(x, size)
+    if whole:
+        return _MAX_POOL[len(size)](x, ratio) if kind == "max" else _AVG_POOL[len(size)](x, ratio)
+    adaptive = _ADAPTIVE_MAX if kind == "max" else _ADAPTIVE_AVG
+    pooled = adaptive[len(size)](x, tuple(size))
+    assert isinstance(pooled, Tensor)
+    return pooled
+
+
+def _subsample(x: Tensor, size: Sequence[int]) -> Tensor:
+    return functional.interpolate(x, size=tuple(size), mode="nearest")
+
+
+def gather(like: Tensor, sources: Sequence[Tensor], taps: Sequence[tuple[int, int, int, str]], axis: int) -> Tensor:
+    """Concatenate taps along the channel axis: the plain form of what a rewired layer reads.
+
+    Args:
+        like: a tensor at the reader's resolution.
+        sources: the features that are tapped.
+        taps: (index into `sources`, start, stop, how to resample) each.
+        axis: the channel axis of the sources and of the result.
+
+    Returns:
+        The reader's new input, as wide as the taps together.
+    """
+    parts = []
+    for index, start, stop, kind in taps:
+        part = sources[index].narrow(axis, start, stop - start)
+        parts.append(resample(part, like, kind) if axis == 1 else part)
+    return torch.cat(parts, axis)
+
+
+class _Masked(nn.Module):
+    """A layer whose weight counts only where `mask` is true.
+
+    The product is formed in every forward, so that gradients, and with them momentum and weight decay, are exactly zero at
+    masked places whatever the optimizer; the mask is a buffer, and so part of the state dict.
+    """
+
+    mask: Tensor
+    weight: nn.Parameter
+    bias: nn.Parameter | None
+
+    def _live_weight(self) -> Tensor:
+        return self.weight * self.mask
+
+
+class _MaskedConv(_Masked):
+    _conv_forward: Callable[[Tensor, Tensor, Tensor | None], Tensor]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._conv_forward(x, self._live_weight(), self.bias)
+
+
+class MaskedConv1d(_MaskedConv, nn.Conv1d):
+    """A Conv1d over a gathered union, of which `mask` (out, in, 1) marks the live links."""
+
+
+class MaskedConv2d(_MaskedConv, nn.Conv2d):
+    """A Conv2d over a gathered union, of which `mask` (out, in, 1, 1) marks the live links."""
+
+
+class MaskedConv3d(_MaskedConv, nn.Conv3d):
+    """A Conv3d over a gathered union, of which `mask` (out, in, 1, 1, 1) marks the live links."""
+
+
+class MaskedLinear(_Masked, nn.Linear):
+    """A Linear over a gathered union, of which `mask` (out, in) marks the live links."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return functional.linear(input, self._live_weight(), self.bias)
+
+
+MASKED: dict[type[nn.Module], type[Any]] = {
+    nn.Conv1d: MaskedConv1d,
+    nn.Conv2d: MaskedConv2d,
+    nn.Conv3d: MaskedConv3d,
+    nn.Linear: MaskedLinear,
+}
+
+declare(resample, same)
+
+_STATE = (
+    "training",
+    "_parameters",
+    "_buffers",
+    "_non_persistent_buffers_set",
+    "_modules",
+    "_state_dict_hooks",
+    "_state_dict_pre_hooks",
+    "_load_state_dict_pre_hooks",
+    "_load_state_dict_post_hooks",
+    "_forward_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+    "_backward_hooks",
+    "_backward_pre_hooks",
+)
+"""What of a user's root module outlives its class: everything that its state dict and its hooks consist of."""
+
+Self = TypeVar("Self", bound="RewiredModule")
+
+
+class RewiredModule(fx.GraphModule):
+    """A GraphModule that keeps the user's whole module tree, and may hold a second graph for eval mode.
+
+    `graph` runs in train mode, `eval_graph` (None where both are the same) in eval mode; both call the same modules. The state
+    dict has exactly the keys of the original, in its order, whether or not a graph reaches them. `swcompile` is the record of
+    what was done (swcompile.api.Record), and is kept by deepcopy and pickle.
+    """
+
+    eval_graph: fx.Graph | None = None
+    swcompile: Any = None
+
+    @classmethod
+    def assemble(cls, root: nn.Module, graph: fx.Graph, eval_graph: fx.Graph | None = None) -> RewiredModule:
+        """Make a module that owns the state of `root`, which must be ours to take, and runs the graphs."""
+        made = cls(root, graph, type(root).__name__)
+        made.__dict__.update({name: root.__dict__[name] for name in _STATE if name in root.__dict__})
+        made.eval_graph = eval_graph
+        made.recompile()
+        return made
+
+    @property
+    def graphs(self) -> tuple[fx.Graph, ...]:
+        """The graph for train mode, and the one for eval mode where it differs."""
+        return (self.graph,) if self.eval_graph is None else (self.graph, self.eval_graph)
+
+    def recompile(self) -> Any:
+        """Compile the graphs, after they were changed, into `forward`."""
+        code = super().recompile()
+        if self.eval_graph is not None:
+            in_training = type(self).forward
+            in_eval = type(fx.GraphModule(self, self.eval_graph)).forward
+
+            @functools.wraps(in_training)
+            def forward(module: RewiredModule, *args: Any, **kwargs: Any) -> Any:
+                return in_training(module, *args, **kwargs) if module.training else in_eval(module, *args, **kwargs)
+
+            type(self).forward = forward  # type: ignore[method-assign]
+        return code
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> RewiredModule:
+        made = type(self).__new__(type(self))
+        memo[id(self)] = made
+        shell = _shell({name: copy.deepcopy(self.__dict__[name], memo) for name in _STATE if name in self.__dict__})
+        graphs = [copy.deepcopy(graph) for graph in self.graphs]
+        return _fill(made, shell, graphs, type(self).__name__, self.swcompile, copy.copy(self.meta))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        state = {name: self.__dict__[name] for name in _STATE if name in self.__dict__}
+        return _rebuild, (state, list(self.graphs), type(self).__name__, self.swcompile)
+
+
+def _shell(state: dict[str, Any]) -> nn.Module:
+    """Return a bare module that holds `state`."""
+    shell = nn.Module()
+    shell.__dict__.update(state)
+    return shell
+
+
+def _fill(
+    made: RewiredModule, shell: nn.Module, graphs: Sequence[fx.Graph], name: str, record: Any, meta: dict[str, Any]
+) -> RewiredModule:
+    fx.GraphModule.__init__(made, shell, graphs[0], name)
+    made.__dict__.update({key: shell.__dict__[key] for key in _STATE if key in shell.__dict__})
+    made.eval_graph = graphs[1] if len(graphs) > 1 else None
+    made.swcompile = record
+    made.meta = meta
+    made.recompile()
+    return made
+
+
+def _rebuild(state: dict[str, Any], graphs: list[fx.Graph], name: str, record: Any) -> RewiredModule:
+    return _fill(RewiredModule.__new__(RewiredModule), _shell(state), graphs, name, record, {})

@@ -1,0 +1,204 @@
+"""Carry out a verified plan: gathers in front of layers, weights sliced or masked. Works on the copy that tracing made.
+
+before: conv2 = layer2(relu1)
+after:  gathered = gather(relu1, (stem, relu1), ((1, 0, 8, "max"), (0, 8, 64, "max")), 1); conv2 = layer2(gathered)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from swcompile.errors import SwnetError
+from swcompile.graph import Layer, LayerGraph
+from swcompile.modules import MASKED, gather
+from swcompile.plan import LayerWiring, Plan
+from swcompile.trace import Traced
+
+
+@dataclass(frozen=True)
+class _Site:
+    """Where a wiring goes in one graph: the fx names of the layer and its chain, and the translation of feature names."""
+
+    wiring: LayerWiring
+    layer: Layer
+    names: Mapping[str, str]
+
+    def __call__(self, name: str) -> str:
+        return self.names.get(name, name)
+
+
+def rewrite(traced: Traced, plan: Plan) -> None:
+    """Change the traced graphs and modules in place as the plan says. The plan must have been verified against `traced.graph`."""
+    layers = traced.graph.layer_by_name
+    for wiring in plan.layers:
+        _change_module(traced.root, layers[wiring.layer], wiring, plan, traced.train_graph)
+    _rewrite_graph(traced.train_graph, traced.graph, plan, {})
+    if traced.eval_graph is not None:
+        _rewrite_graph(traced.eval_graph, traced.graph, plan, traced.eval_names, skip_train_only=True)
+
+
+def _rewrite_graph(
+    graph: fx.Graph, layers: LayerGraph, plan: Plan, names: Mapping[str, str], skip_train_only: bool = False
+) -> None:
+    nodes = {node.name: node for node in graph.nodes}
+    for name, kept in plan.bypassed:
+        _bypass(nodes, names.get(name, name), kept)
+    for wiring in plan.layers:
+        layer = layers.layer_by_name[wiring.layer]
+        if layer.train_only and skip_train_only:
+            continue
+        _insert_gather(graph, nodes, _Site(wiring, layer, names), layers.feature_by_name[layer.feature].axis)
+    graph.lint()
+
+
+def _bypass(nodes: dict[str, fx.Node], name: str, kept: int) -> None:
+    """Replace a sum by one of its addends, for its readers and for taps of it."""
+    node = nodes[name]
+    nodes[name] = node.all_input_nodes[kept]
+    node.replace_all_uses_with(nodes[name])
+
+
+def _insert_gather(graph: fx.Graph, nodes: Mapping[str, fx.Node], site: _Site, axis: int) -> None:
+    own = nodes[site(site.layer.feature)]
+    reader = nodes[site((site.layer.chain or (site.layer.node,))[0])]
+    sources = list(dict.fromkeys(nodes[site(tap.feature)] for tap in site.wiring.taps))
+    taps = tuple((sources.index(nodes[site(tap.feature)]), tap.start, tap.stop, tap.resample) for tap in site.wiring.taps)
+    if len(taps) == 1 and sources[0] is own and site.wiring.width == site.layer.in_channels:
+        return
+    with graph.inserting_before(reader):
+        gathered = graph.call_function(gather, (own, tuple(sources), taps, axis))
+    reader.replace_input_with(own, gathered)
+
+
+def _change_module(root: nn.Module, layer: Layer, wiring: LayerWiring, plan: Plan, graph: fx.Graph) -> None:
+    path = layer.name
+    if wiring.mask is not None:
+        root.set_submodule(path, _masked(root.get_submodule(path), layer, wiring, plan))
+    elif wiring.width < layer.in_channels:
+        _refuse_unsliceable(root, layer)
+        columns = torch.cat([torch.arange(start, stop) for start, stop in wiring.columns])
+        _slice_layer(root.get_submodule(path), columns)
+        targets = {node.name: str(node.target) for node in graph.nodes if node.op == "call_module"}
+        for name in layer.chain:
+            if name in targets:
+                _slice_norm(root.get_submodule(targets[name]), columns)
+
+
+def _refuse_unsliceable(root: nn.Module, layer: Layer) -> None:
+    module = root.get_submodule(layer.name)
+    if isinstance(getattr(type(module), "weight", None), property) or not isinstance(
+        module._parameters.get("weight"), nn.Parameter
+    ):
+        raise SwnetError(
+            f"{layer.name} computes its weight (weight norm or another parametrization), so its channels cannot be removed; "
+            "use density=1, or remove the parametrization first."
+        )
+    users = sum(any(own is module.weight for own in other.parameters(recurse=False)) for other in root.modules())
+    if users > 1:
+        raise SwnetError(f"{layer.name} shares its weight with another module, so its channels cannot be removed; use density=1.")
+
+
+def _slice_layer(module: Any, columns: Tensor) -> None:
+    """Keep the input channels `columns` of a layer's weight; grouped layers keep as many in each group."""
+    if isinstance(module, nn.Linear):
+        module.weight = _parameter(module.weight, module.weight.index_select(1, columns.to(module.weight.device)))
+        module.in_features = len(columns)
+        return
+    weight = module.weight
+    columns = columns.to(weight.device)
+    if module.transposed:
+        sliced = weight.index_select(0, columns)
+    else:
+        width = module.in_channels // module.groups
+        outs = module.out_channels // module.groups
+        parts = []
+        for group in range(module.groups):
+            mine = columns[(columns >= group * width) & (columns < (group + 1) * width)] - group * width
+            parts.append(weight[group * outs : (group + 1) * outs].index_select(1, mine))
+        sliced = torch.cat(parts)
+    module.weight = _parameter(weight, sliced)
+    module.in_channels = len(columns)
+
+
+def _slice_norm(module: Any, columns: Tensor) -> None:
+    """Keep the channels `columns` of a norm or activation that belongs to one reader."""
+    for name, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
+        if tensor is None or tensor.dim() != 1 or tensor.numel() == 1:
+            continue
+        kept = tensor.detach().index_select(0, columns.to(tensor.device))
+        setattr(module, name, _parameter(tensor, kept) if isinstance(tensor, nn.Parameter) else kept)
+    for attribute in ("num_features", "num_parameters"):
+        if getattr(module, attribute, 1) > 1:
+            setattr(module, attribute, len(columns))
+
+
+def _parameter(like: Tensor, value: Tensor) -> nn.Parameter:
+    memory = torch.channels_last if value.dim() == 4 and like.is_contiguous(memory_format=torch.channels_last) else None
+    kept = value.detach().clone() if memory is None else value.detach().clone(memory_format=memory)
+    return nn.Parameter(kept, like.requires_grad)
+
+
+def _masked(module: nn.Module, layer: Layer, wiring: LayerWiring, plan: Plan) -> nn.Module:
+    """Return a masked layer over the gathered union.
+
+    Output channels whose links did not change keep their weights; the others are drawn anew, since a neuron with another fan-in
+    needs another scale: He et al. (2015) per neuron, from the fan-in of its live links (init="he") or of the union ("dense").
+    """
+    kind = MASKED.get(type(module))
+    if kind is None:
+        raise SwnetError(
+            f"{layer.name} is a {type(module).__name__}; wiring='kernel' masks Conv1d, Conv2d, Conv3d and Linear only."
+        )
+    assert wiring.mask is not None
+    weight: Any = module.weight
+    mask = torch.from_numpy(wiring.mask)
+    made: Any = kind.__new__(kind)
+    nn.Module.__init__(made)
+    made.__dict__.update({key: value for key, value in module.__dict__.items() if key not in ("_parameters", "_buffers")})
+    made._parameters = dict(module._parameters)
+    made._buffers = dict(module._buffers)
+    fresh = _draw(mask, weight.shape[2:], layer, plan)
+    own, columns = _own_columns(layer, wiring)
+    same = mask[:, own].all(1) & (mask.sum(1) == layer.in_channels) if len(own) == layer.in_channels else None
+    if same is not None and bool(same.any()) and weight.device.type != "meta":
+        rows = same.nonzero()[:, 0]
+        fresh[rows[:, None], own[None, :]] = weight.detach().cpu().float()[rows[:, None], columns[None, :]]
+    made.weight = nn.Parameter(fresh.to(weight.device, weight.dtype), weight.requires_grad)
+    made.register_buffer("mask", mask.reshape(*mask.shape, *(1 for _ in weight.shape[2:])).to(weight.device))
+    setattr(made, "in_features" if isinstance(module, nn.Linear) else "in_channels", wiring.width)
+    return made
+
+
+def _own_columns(layer: Layer, wiring: LayerWiring) -> tuple[Tensor, Tensor]:
+    """Return the places of the layer's own feature in the union, and the channels that stand there."""
+    places: list[int] = []
+    channels: list[int] = []
+    offset = 0
+    for tap in wiring.taps:
+        if tap.feature == layer.feature:
+            places.extend(range(offset, offset + tap.width))
+            channels.extend(range(tap.start, tap.stop))
+        offset += tap.width
+    return torch.tensor(places, dtype=torch.long), torch.tensor(channels, dtype=torch.long)
+
+
+def _draw(mask: Tensor, kernel: Iterable[int], layer: Layer, plan: Plan) -> Tensor:
+    """Draw live weights with variance 2 / fan-in, seeded by the plan's seed and the layer's name."""
+    sizes = tuple(kernel)
+    area = math.prod(sizes)
+    key = hashlib.sha256(f"weights:{plan.options.seed}:{layer.name}".encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(key[:8], "little") >> 1)
+    fan_in = mask.sum(1).clamp_min(1) * area if plan.options.init == "he" else torch.full((len(mask),), mask.shape[1] * area)
+    fresh = torch.zeros(*mask.shape, *sizes)
+    scale = (2.0 / fan_in.double()).sqrt().float()
+    rows, places = mask.nonzero(as_tuple=True)
+    live = torch.randn(len(rows), *sizes, generator=generator)
+    fresh[rows, places] = live * scale[rows].reshape(-1, *(1 for _ in sizes))
+    return fresh

@@ -1,0 +1,257 @@
+"""Read the layer graph off an fx graph with shapes: follow every channel from where it is made to where it is read."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from torch import fx, nn
+
+from swcompile.graph import Feature, GraphBuilder, LayerGraph, Run
+from swcompile.trace import rules
+from swcompile.trace.capture import LAYER_TYPES, WHERE
+from swcompile.trace.purify import SHARED_MEMORY
+from swcompile.trace.shapes import Spec, spec_of
+from swcompile.trace.values import CONSTANT, Value, from_runs, opaque, to_runs
+
+Convolution = (nn.modules.conv._ConvNd,)
+
+
+def extract(graph: fx.Graph, root: nn.Module, name: str) -> LayerGraph:
+    """Return the LayerGraph of a traced graph whose nodes carry shapes (swcompile.trace.shapes.propagate)."""
+    return _Extraction(graph, root, name).run()
+
+
+class _Extraction:
+    """One pass over the nodes in topological order; implements rules.Context."""
+
+    def __init__(self, graph: fx.Graph, root: nn.Module, name: str) -> None:
+        self.graph = graph
+        self.modules = dict(root.named_modules(remove_duplicate=False))
+        self.build = GraphBuilder(name)
+        self.values: dict[fx.Node, rules.Result] = {}
+        self.order = {node: place for place, node in enumerate(graph.nodes)}
+        self.sites: dict[str, int] = {}
+        self.calls: dict[int, int] = {}
+        for node in graph.nodes:
+            if node.op == "call_module":
+                key = id(self.modules[str(node.target)])
+                self.calls[key] = self.calls.get(key, 0) + 1
+
+    def run(self) -> LayerGraph:
+        for node in self.graph.nodes:
+            self.values[node] = self._visit(node)
+        return self.build.finish()
+
+    # What rules ask for.
+
+    def value(self, node: object) -> Value:
+        if isinstance(node, tuple):
+            base, index = node
+            pieces = self.values.get(base)
+            return pieces[index] if isinstance(pieces, list) and isinstance(index, int) else opaque()
+        found = self.values.get(node, CONSTANT) if isinstance(node, fx.Node) else CONSTANT
+        return opaque(*found) if isinstance(found, list) else found
+
+    def union(self, name: str, values: Sequence[Value]) -> Value:
+        known = next((value for value in values if value.known), None)
+        if known is None or known.ids is None:
+            return opaque(*values)
+        parts = [self._fitted(name, place, value, known) for place, value in enumerate(values) if not value.constant]
+        size = known.ids.size
+        runs = self.build.produce(name, "sum", size, [to_runs(part) for part in parts])
+        made = from_runs(runs, 0).ids
+        assert made is not None
+        return Value(made.reshape(known.ids.shape), known.axes)
+
+    def _fitted(self, name: str, place: int, value: Value, known: Value) -> Any:
+        """Return a value's ids in the order of `known`, as a new opaque producer where it has none that match."""
+        assert known.ids is not None
+        if value.ids is not None and value.axes == known.axes and value.ids.shape == known.ids.shape:
+            return value.ids.reshape(-1)
+        self.consume(value)
+        return self._opaque_producer(f"{name}.{place}", known.ids.size, value).ids
+
+    def _opaque_producer(self, name: str, channels: int, source: Value, axis: int = 0) -> Value:
+        parts = [(Run(0, self.build.producers[parent].channels, parent, 0),) for parent in sorted(source.producers())]
+        return from_runs(self.build.produce(name, "opaque", channels, parts), axis)
+
+    def concatenate(self, name: str, values: Sequence[Value], specs: Sequence[Spec], axis: int) -> Value:
+        ids = []
+        for place, (value, spec) in enumerate(zip(values, specs, strict=True)):
+            if value.ids is None or value.axes != (axis,):
+                self.consume(value)
+                value = self._opaque_producer(f"{name}.{place}", spec.shape[axis], value)
+            ids.append(value.ids)
+        return Value(np.concatenate(ids), (axis,))
+
+    def consume(self, value: Value) -> None:
+        if value.ids is not None:
+            self.build.sink(to_runs(value.ids))
+
+    # Nodes.
+
+    def _visit(self, node: fx.Node) -> rules.Result:
+        if node.op == "placeholder":
+            return self._input(node)
+        if node.op == "get_attr":
+            return CONSTANT
+        if node.op == "output":
+            for source in node.all_input_nodes:
+                self._consume_result(source)
+            return CONSTANT
+        if rules.is_query(node) or not node.all_input_nodes:
+            return CONSTANT
+        module = self.modules.get(str(node.target)) if node.op == "call_module" else None
+        if isinstance(module, LAYER_TYPES):
+            return self._layer(node, module)
+        rule = rules.module_rule(module) if module is not None else rules.RULES.get(node.target)
+        if rule is None or SHARED_MEMORY in node.meta:
+            return self._unknown(node, module)
+        return rule(node, self)
+
+    def _consume_result(self, node: fx.Node) -> None:
+        found = self.values.get(node, CONSTANT)
+        for value in found if isinstance(found, list) else [found]:
+            self.consume(value)
+
+    def _input(self, node: fx.Node) -> Value:
+        spec = spec_of(node)
+        if spec is None or len(spec.shape) < 2 or not spec.dtype.is_floating_point:
+            return opaque()
+        axis = 1 if self._reads_as_map(node) else len(spec.shape) - 1
+        return from_runs(self.build.input(str(node.target), spec.shape[axis]), axis)
+
+    def _reads_as_map(self, node: fx.Node) -> bool:
+        """Whether a convolution is the first layer that an input reaches: its channels are then axis 1."""
+        pending, seen = [node], {node}
+        while pending:
+            user = pending.pop(0)
+            module = self.modules.get(str(user.target)) if user.op == "call_module" else None
+            if isinstance(module, LAYER_TYPES):
+                return not isinstance(module, nn.Linear)
+            pending.extend(other for other in user.users if other not in seen)
+            seen.update(user.users)
+        return False
+
+    def _unknown(self, node: fx.Node, module: nn.Module | None) -> Value:
+        sources = [self.value(source) for source in node.all_input_nodes]
+        for source in node.all_input_nodes:
+            self._consume_result(source)
+        if spec_of(node) is not None and not all(source.constant for source in sources):
+            what = type(module).__name__ if module is not None else str(getattr(node.target, "__name__", node.target))
+            self.build.opaque.append((f"{node.name} ({what})", str(node.meta.get(WHERE, ""))))
+        return opaque(*sources)
+
+    # Layers.
+
+    def _layer(self, node: fx.Node, module: Any) -> rules.Result:
+        source, spec = rules.source(node), spec_of(node)
+        if not isinstance(source, fx.Node) or spec is None or spec_of(source) is None:
+            return self._unknown(node, module)
+        axis = len(spec.shape) - 1 if isinstance(module, nn.Linear) else 1
+        value = self.value(source)
+        refused = self._refusal(node, module, source, value, axis)
+        point, chain = self._reading_point(node, source)
+        chain_params = sum(_params_per_channel(self.modules[str(link.target)]) for link in chain if link.op == "call_module")
+        feature = self._feature(point, axis)
+        if len(spec.shape) < 3 and not isinstance(module, nn.Linear):
+            refused = refused or "unbatched input"
+        made = self.build.layer(
+            self._site(node),
+            feature,
+            spec.shape[axis],
+            node=node.name,
+            kind=type(module).__name__,
+            position=self.order[node],
+            reads_at=self.order[chain[0] if chain else node],
+            kernel_size=() if isinstance(module, nn.Linear) else tuple(module.kernel_size),
+            groups=getattr(module, "groups", 1),
+            positions=_positions(module, spec, spec_of(source)),
+            bias=module.bias is not None,
+            chain=tuple(link.name for link in chain),
+            chain_params=chain_params,
+            transposed=getattr(module, "transposed", False),
+            refused=refused,
+            where=str(node.meta.get(WHERE, "")),
+        )
+        return from_runs(made, axis)
+
+    def _site(self, node: fx.Node) -> str:
+        path = str(node.target)
+        visit = self.sites.get(path, 0)
+        self.sites[path] = visit + 1
+        return path if visit == 0 else f"{path}@{visit}"
+
+    def _refusal(self, node: fx.Node, module: Any, source: fx.Node, value: Value, axis: int) -> str | None:
+        if self.calls[id(module)] > 1:
+            return "called at several sites, which would need different wirings"
+        if isinstance(module, Convolution) and module.groups > 1 and module.groups == module.in_channels:
+            return "depthwise: each channel's identity is the point"
+        if value.ids is None or value.constant:
+            return "its input channels cannot be traced: an opaque operation lies in front of it"
+        if value.axes != (axis,):
+            return f"it mixes axis {axis}, but the channels are on axis {', '.join(map(str, value.axes))}"
+        if SHARED_MEMORY in source.meta:
+            return "an in-place operation writes into a view of its input"
+        return None
+
+    def _reading_point(self, node: fx.Node, source: fx.Node) -> tuple[fx.Node, tuple[fx.Node, ...]]:
+        """Return the value that the layer reads, and the chain from there to the layer that belongs to it.
+
+        A private chain of norm, activation and dropout belongs to the reader where it starts at a value that others read too,
+        or at a concatenation or a sum; else to the producer, and the reading point is behind it.
+        """
+        chain: list[fx.Node] = []
+        start = source
+        while self._private(start) and self._single_site(start):
+            chain.append(start)
+            start = start.all_input_nodes[0] if start.op != "call_module" else start.args[0]  # type: ignore[assignment]
+        if chain and (self._readers(start) > 1 or self._is_join(start)):
+            return start, tuple(reversed(chain))
+        return source, ()
+
+    def _private(self, node: fx.Node) -> bool:
+        module = self.modules.get(str(node.target)) if node.op == "call_module" else None
+        return self._readers(node) == 1 and SHARED_MEMORY not in node.meta and rules.in_chain(node, module)
+
+    def _single_site(self, node: fx.Node) -> bool:
+        return node.op != "call_module" or self.calls[id(self.modules[str(node.target)])] == 1
+
+    @staticmethod
+    def _readers(node: fx.Node) -> int:
+        return sum(not rules.is_query(user) for user in node.users)
+
+    @staticmethod
+    def _is_join(node: fx.Node) -> bool:
+        rule = rules.RULES.get(node.target)
+        return rule in (rules.concatenated, rules.summed) and len(node.all_input_nodes) > 1
+
+    def _feature(self, node: fx.Node, axis: int) -> Feature:
+        spec, value = spec_of(node), self.value(node)
+        assert spec is not None
+        name = node.name
+        if name in self.build.features and self.build.features[name].axis != axis:
+            name = f"{name}.axis{axis}"
+        if name not in self.build.features and (value.ids is None or value.axes != (axis,)):
+            self.consume(value)
+            value = self._opaque_producer(name, spec.shape[axis], value)
+        runs = to_runs(value.ids) if value.ids is not None else ()
+        return self.build.feature(name, runs, spec.shape, axis=axis, position=self.order[node], dtype=str(spec.dtype)[6:])
+
+
+def _positions(module: Any, out: Spec, source: Spec | None) -> int:
+    """Return how often per sample the layer's kernel is applied."""
+    assert source is not None
+    if isinstance(module, nn.Linear):
+        return math.prod(out.shape[1:-1])
+    return math.prod((source if module.transposed else out).shape[2:])
+
+
+def _params_per_channel(module: nn.Module) -> int:
+    """Return how many parameters a module carries for each of its channels."""
+    if isinstance(module, nn.modules.batchnorm._NormBase):
+        return 2 if module.affine else 0
+    return 1 if isinstance(module, nn.PReLU) and module.num_parameters > 1 else 0

@@ -1,0 +1,139 @@
+"""Make in-place operations pure, so that a value read later is still the value that the graph shows.
+
+A tap may read a feature long after the user's code has overwritten it: `nn.ReLU(inplace=True)` would hand it the activated map.
+So the copy's modules lose `inplace`, and in-place functions and methods become their pure forms; whoever read the overwritten
+tensor afterwards reads the new value. What writes into a *view* of another value (a slice, a reshape) stays as it is, and
+every value that shares its memory is marked, so that no tap reads it.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.nn import functional
+
+_PURE_OPERATORS: dict[Callable[..., Any], Callable[..., Any]] = {
+    operator.iadd: operator.add,
+    operator.isub: operator.sub,
+    operator.imul: operator.mul,
+    operator.itruediv: operator.truediv,
+    operator.ifloordiv: operator.floordiv,
+    operator.imod: operator.mod,
+    operator.ipow: operator.pow,
+    operator.iand: operator.and_,
+    operator.ior: operator.or_,
+}
+_VIEW_METHODS = frozenset(
+    "view reshape flatten unflatten transpose permute squeeze unsqueeze narrow chunk split tensor_split unbind select expand "
+    "expand_as view_as swapaxes movedim diagonal unfold t contiguous detach".split()
+)
+_VIEW_FUNCTIONS = frozenset(
+    [getattr(torch, name) for name in sorted(_VIEW_METHODS) if hasattr(torch, name)] + [operator.getitem, getattr]
+)
+SHARED_MEMORY = "swcompile_shared_memory"
+"""The key in `node.meta` of values that an in-place operation writes into by way of a view."""
+WRITES = "swcompile_writes"
+"""The key in `node.meta` of operations that stayed in-place, and so are no dead code when nobody reads them."""
+
+
+def purify_modules(root: nn.Module) -> None:
+    """Switch `inplace` off in every module below `root`."""
+    for module in root.modules():
+        if getattr(module, "inplace", False) is True:
+            module.inplace = False
+
+
+def purify_graph(graph: fx.Graph) -> None:
+    """Replace in-place functions, methods and operators by pure ones.
+
+    before: y = relu_(x); z = x + 1          after: y = relu(x); z = y + 1
+    """
+    order = {node: place for place, node in enumerate(graph.nodes)}
+    for node in list(graph.nodes):
+        target = _overwritten(node)
+        if target is None:
+            continue
+        family = _aliases(target)
+        if _is_setitem(node) or len(family) > 1:
+            for member in family:
+                member.meta[SHARED_MEMORY] = True
+            node.meta[WRITES] = True
+            continue
+        _make_pure(node)
+        target.replace_all_uses_with(node, delete_user_cb=lambda user, after=order[node]: order[user] > after)
+
+
+def _is_setitem(node: fx.Node) -> bool:
+    return node.op == "call_function" and node.target is operator.setitem
+
+
+def _overwritten(node: fx.Node) -> fx.Node | None:
+    """Return the value that a node writes into, or None."""
+    if not node.args or not isinstance(node.args[0], fx.Node):
+        return node.kwargs["input"] if isinstance(node.kwargs.get("input"), fx.Node) and _in_place_flag(node) else None
+    writes = _is_setitem(node) or _in_place_flag(node)
+    if node.op == "call_function":
+        writes = writes or node.target in _PURE_OPERATORS or _pure_function(node.target) is not None
+    elif node.op == "call_method":
+        writes = writes or _pure_method(str(node.target)) is not None
+    return node.args[0] if writes else None
+
+
+def _in_place_flag(node: fx.Node) -> bool:
+    return node.op == "call_function" and node.kwargs.get("inplace") is True
+
+
+def _pure_function(function: Any) -> Callable[..., Any] | None:
+    """Return torch.relu for torch.relu_, functional.elu for functional.elu_, and so on."""
+    name = getattr(function, "__name__", "")
+    if not name.endswith("_") or name.startswith("_"):
+        return None
+    for home in (torch, functional):
+        if getattr(home, name, None) is function:
+            return getattr(home, name[:-1], None) or getattr(functional, name[:-1], None)
+    return None
+
+
+def _pure_method(name: str) -> str | None:
+    pure = name[:-1]
+    return pure if name.endswith("_") and not name.endswith("__") and hasattr(torch.Tensor, pure) else None
+
+
+def _aliases(node: fx.Node) -> set[fx.Node]:
+    """Return every value that shares memory with `node` through views, `node` included."""
+    family, pending = {node}, [node]
+    while pending:
+        member = pending.pop()
+        relatives: Iterable[fx.Node] = [user for user in member.users if is_view(user)]
+        if is_view(member):
+            relatives = [*relatives, *member.all_input_nodes]
+        for relative in relatives:
+            if relative not in family:
+                family.add(relative)
+                pending.append(relative)
+    return family
+
+
+def is_view(node: fx.Node) -> bool:
+    if node.op == "call_method":
+        return node.target in _VIEW_METHODS
+    return (
+        node.op == "call_function"
+        and node.target in _VIEW_FUNCTIONS
+        and node.args[1:2] not in (("shape",), ("dtype",), ("device",))
+    )
+
+
+def _make_pure(node: fx.Node) -> None:
+    if node.op == "call_method":
+        node.target = str(_pure_method(str(node.target)))
+    elif node.target in _PURE_OPERATORS:
+        node.target = _PURE_OPERATORS[node.target]  # type: ignore[index]  # a call_function's target is the function
+    elif (pure := _pure_function(node.target)) is not None:
+        node.target = pure
+    if node.kwargs.get("inplace") is True:
+        node.kwargs = {**node.kwargs, "inplace": False}

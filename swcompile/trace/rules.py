@@ -1,0 +1,393 @@
+"""How each kind of operation carries channels: the tables, and one rule for each kind.
+
+A rule takes the node and its context and returns the Value of the result (a list of Values for chunk and split). Operations in
+no table are opaque: their result is a value of its own without origin. A table lists what torch offers, never a model's names.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import fx, nn
+from torch.nn import functional
+
+from swcompile.trace.shapes import SHAPE, Spec, spec_of
+from swcompile.trace.values import CONSTANT, Value, opaque, permute, reshape
+
+Result = Value | list[Value]
+
+
+class Context(Protocol):
+    """What a rule may ask of the extraction that runs it."""
+
+    def value(self, node: object) -> Value:
+        """Return the value of a node; numbers and parameters are CONSTANT."""
+
+    def union(self, name: str, values: Sequence[Value]) -> Value:
+        """Return values added up: each channel has the origins of all."""
+
+    def concatenate(self, name: str, values: Sequence[Value], specs: Sequence[Spec], axis: int) -> Value:
+        """Return values one after another along `axis`."""
+
+    def consume(self, value: Value) -> None:
+        """Note that something other than a layer reads the value."""
+
+
+Rule = Callable[[fx.Node, Context], Result]
+
+ELEMENTWISE = (
+    "relu relu6 gelu silu sigmoid tanh hardswish hardsigmoid hardtanh elu selu celu leaky_relu rrelu prelu mish softplus "
+    "softsign logsigmoid threshold tanhshrink hardshrink softshrink softmin softmax log_softmax dropout dropout1d dropout2d "
+    "dropout3d alpha_dropout feature_alpha_dropout feature_dropout clamp clip clamp_min clamp_max neg abs sqrt rsqrt square exp "
+    "log log1p sin cos erf sign round floor ceil reciprocal contiguous clone detach to type type_as float half double bfloat16 "
+    "cuda cpu normalize batch_norm layer_norm group_norm instance_norm rms_norm local_response_norm expand expand_as "
+    "masked_fill requires_grad_ nan_to_num"
+).split()
+POOLING = (
+    "max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d lp_pool1d lp_pool2d lp_pool3d adaptive_avg_pool1d "
+    "adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d interpolate upsample "
+    "upsample_nearest upsample_bilinear fractional_max_pool2d fractional_max_pool3d pad"
+).split()
+RESHAPES = "view reshape flatten unflatten squeeze unsqueeze view_as reshape_as ravel".split()
+PERMUTES = "permute transpose swapaxes swapdims movedim moveaxis t".split()
+REDUCTIONS = "mean sum amax amin std var".split()
+SPLITS = "chunk split tensor_split unbind".split()
+SUMS = "add sub rsub maximum minimum max min where lerp".split()
+PRODUCTS = "mul multiply div divide true_divide truediv".split()
+
+NORM_MODULES = (
+    nn.modules.batchnorm._NormBase,
+    nn.LayerNorm,
+    nn.GroupNorm,
+    nn.RMSNorm,
+    nn.LocalResponseNorm,
+    nn.CrossMapLRN2d,
+)
+BARRIER_MODULES = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.LocalResponseNorm, nn.CrossMapLRN2d)
+"""Norms whose statistics mix channels: a reader's norm of these kinds cannot be sliced, so no gather goes in front of it."""
+
+ACTIVATION_MODULES = tuple(
+    getattr(nn, name)
+    for name in nn.modules.activation.__all__
+    if name != "MultiheadAttention" and name not in ("GLU", "Softmin", "Softmax", "Softmax2d", "LogSoftmax")
+)
+SOFTMAX_MODULES = (nn.Softmin, nn.Softmax, nn.Softmax2d, nn.LogSoftmax)
+DROPOUT_MODULES = (nn.modules.dropout._DropoutNd,)
+POOLING_MODULES: tuple[type[nn.Module], ...] = (
+    nn.modules.pooling._MaxPoolNd,
+    nn.modules.pooling._AvgPoolNd,
+    nn.modules.pooling._AdaptiveAvgPoolNd,
+    nn.modules.pooling._AdaptiveMaxPoolNd,
+    nn.modules.pooling._LPPoolNd,
+    nn.FractionalMaxPool2d,
+    nn.FractionalMaxPool3d,
+    nn.Upsample,
+    nn.modules.padding._ConstantPadNd,
+    nn.modules.padding._ReflectionPadNd,
+    nn.modules.padding._ReplicationPadNd,
+    nn.modules.padding._CircularPadNd,
+)
+QUERIES = frozenset("size dim numel stride is_contiguous ndimension nelement element_size data_ptr get_device".split())
+
+
+def source(node: fx.Node) -> Any:
+    """Return the tensor that an operation works on: its first argument, or `input`."""
+    return node.args[0] if node.args else node.kwargs.get("input")
+
+
+def is_query(node: fx.Node) -> bool:
+    """Whether a node asks for a size or type and not for values."""
+    if node.op == "call_method":
+        return node.target in QUERIES
+    if node.op == "call_function" and node.target is getattr:
+        return node.args[1] in ("shape", "dtype", "device", "ndim", "is_cuda", "requires_grad", "T")
+    return node.op == "call_function" and node.target in (len, torch.numel)
+
+
+def same(node: fx.Node, context: Context) -> Result:
+    """Carry channels through an operation that works on each channel by itself."""
+    value = context.value(source(node))
+    return value if _sizes_match(value, spec_of(node)) else opaque(value)
+
+
+def _sizes_match(value: Value, spec: Spec | None) -> bool:
+    """Whether the result still has the value's channels on the same axes."""
+    if value.ids is None:
+        return True
+    return spec is not None and all(
+        axis < len(spec.shape) and spec.shape[axis] == size for axis, size in zip(value.axes, value.ids.shape, strict=True)
+    )
+
+
+def reshaped(node: fx.Node, context: Context) -> Result:
+    """Carry channels through a view."""
+    value, old, new = context.value(source(node)), spec_of(source(node)), spec_of(node)
+    return reshape(value, old.shape, new.shape) if old is not None and new is not None else opaque(value)
+
+
+def permuted(node: fx.Node, context: Context) -> Result:
+    """Carry channels through a permutation of axes."""
+    value, old = context.value(source(node)), spec_of(source(node))
+    order = _order(node, len(old.shape)) if old is not None else None
+    return permute(value, order) if order is not None else opaque(value)
+
+
+def _order(node: fx.Node, rank: int) -> list[int] | None:
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    given = [item for item in _flat((*node.args[1:], *(v for k, v in node.kwargs.items() if k != "input")))]
+    if not all(isinstance(item, int) for item in given):
+        return None
+    dims = [item % rank for item in given]
+    if name == "permute":
+        return dims if len(dims) == rank else None
+    if name in ("transpose", "swapaxes", "swapdims", "t"):
+        first, second = dims or (0, 1)
+        order = list(range(rank))
+        order[first], order[second] = second, first
+        return order
+    if len(dims) != 2:
+        return None
+    order = [axis for axis in range(rank) if axis != dims[0]]
+    order.insert(dims[1], dims[0])
+    return order
+
+
+def _flat(items: Iterable[Any]) -> Iterable[Any]:
+    for item in items:
+        if isinstance(item, tuple | list):
+            yield from _flat(item)
+        else:
+            yield item
+
+
+def reduced(node: fx.Node, context: Context) -> Result:
+    """Carry channels through a mean over other axes; a mean over the channels is opaque."""
+    value, old, new = context.value(source(node)), spec_of(source(node)), spec_of(node)
+    if old is None or new is None or value.ids is None:
+        return opaque(value)
+    dims = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else None)
+    gone = {int(axis) % len(old.shape) for axis in _flat((dims,)) if isinstance(axis, int) and not isinstance(axis, bool)}
+    if not gone or gone & set(value.axes):
+        return opaque(value)
+    if len(new.shape) == len(old.shape):
+        return value
+    return Value(value.ids, tuple(axis - sum(other < axis for other in gone) for axis in value.axes))
+
+
+def concatenated(node: fx.Node, context: Context) -> Result:
+    """Carry channels through `cat`: along the channel axis one after another, along another axis as a union."""
+    parts = source(node) if node.args else node.kwargs.get("tensors")
+    spec = spec_of(node)
+    if not isinstance(parts, tuple | list) or spec is None or not all(isinstance(part, fx.Node) for part in parts):
+        return opaque()
+    values, specs = [context.value(part) for part in parts], [spec_of(part) for part in parts]
+    known = next((value for value in values if value.known), None)
+    if known is None or any(found is None for found in specs):
+        return opaque(*values)
+    dim = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else 0)
+    axis = int(dim) % len(spec.shape) if isinstance(dim, int) else -1
+    if known.axes == (axis,):
+        return context.concatenate(node.name, values, [found for found in specs if found is not None], axis)
+    return context.union(node.name, values) if axis >= 0 and axis not in known.axes else opaque(*values)
+
+
+def split(node: fx.Node, context: Context) -> Result:
+    """Carry channels through chunk and split: a list of values."""
+    value, old = context.value(source(node)), spec_of(source(node))
+    pieces = node.meta.get(SHAPE)
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    default = 1 if name in ("chunk", "split", "tensor_split") else 0
+    dim = node.kwargs.get("dim", node.args[default + 1] if len(node.args) > default + 1 else 0)
+    if value.ids is None or old is None or not isinstance(pieces, tuple | list) or not isinstance(dim, int):
+        return [opaque(value) for _ in pieces] if isinstance(pieces, tuple | list) else opaque(value)
+    axis = dim % len(old.shape)
+    if name == "unbind":
+        return [_select(value, axis, place) for place in range(len(pieces))]
+    if axis not in value.axes:
+        return [value for _ in pieces]
+    place, start, found = value.axes.index(axis), 0, []
+    for piece in pieces:
+        size = piece.shape[axis]
+        found.append(Value(value.ids.take(np.arange(start, start + size), axis=place), value.axes))
+        start += size
+    return found
+
+
+def _select(value: Value, axis: int, place: int) -> Value:
+    """Take one index of an axis, which disappears."""
+    assert value.ids is not None
+    if axis in value.axes:
+        if len(value.axes) == 1:
+            return opaque(value)
+        where = value.axes.index(axis)
+        ids = value.ids.take(place, axis=where)
+    else:
+        ids = value.ids
+    return Value(ids, tuple(other - (other > axis) for other in value.axes if other != axis))
+
+
+def item(node: fx.Node, context: Context) -> Result:
+    """Carry channels through indexing: a piece of a split, or slices of a tensor."""
+    base, index = node.args[0], node.args[1]
+    spec = spec_of(base) if isinstance(base, fx.Node) else None
+    value = context.value((base, index)) if spec is None else context.value(base)
+    if spec is None or value.ids is None:
+        return value
+    entries = list(index) if isinstance(index, tuple) else [index]
+    if any(entry is Ellipsis for entry in entries):
+        place = next(number for number, entry in enumerate(entries) if entry is Ellipsis)
+        missing = len(spec.shape) - sum(entry is not None for entry in entries) + 1
+        entries[place : place + 1] = [slice(None)] * missing
+    axis = 0
+    moved: dict[int, int] = {}
+    out = 0
+    ids = value.ids
+    for entry in entries:
+        if entry is None:
+            out += 1
+            continue
+        if isinstance(entry, slice) and all(
+            part is None or isinstance(part, int) for part in (entry.start, entry.stop, entry.step)
+        ):
+            if axis in value.axes:
+                where = value.axes.index(axis)
+                ids = ids[(slice(None),) * where + (entry,)]
+            moved[axis] = out
+            out += 1
+        elif isinstance(entry, int) and axis not in value.axes:
+            pass
+        else:
+            return opaque(value)
+        axis += 1
+    for rest in range(axis, len(spec.shape)):
+        moved[rest] = out + rest - axis
+    return Value(ids, tuple(moved[axis] for axis in value.axes))
+
+
+def narrowed(node: fx.Node, context: Context) -> Result:
+    """Carry channels through narrow(dim, start, length)."""
+    value, old = context.value(source(node)), spec_of(source(node))
+    names = ("dim", "start", "length")
+    given = [node.kwargs.get(name, node.args[place] if len(node.args) > place else None) for place, name in enumerate(names, 1)]
+    if value.ids is None or old is None or not all(isinstance(number, int) for number in given):
+        return opaque(value)
+    dim, start, length = (int(number) for number in given)  # type: ignore[call-overload]  # checked to be ints
+    axis = dim % len(old.shape)
+    if axis not in value.axes:
+        return value
+    return Value(value.ids.take(np.arange(start, start + length), axis=value.axes.index(axis)), value.axes)
+
+
+def _operands(node: fx.Node) -> list[Any]:
+    return [argument for argument in (*node.args, *node.kwargs.values()) if isinstance(argument, fx.Node) and spec_of(argument)]
+
+
+def summed(node: fx.Node, context: Context) -> Result:
+    """Carry channels through an addition: the union of both sides; a constant or a number adds no origin."""
+    return _combined(node, context, gates=False)
+
+
+def product(node: fx.Node, context: Context) -> Result:
+    """Carry channels through a product: a gate, which is broadcast, leaves the gated side's channels."""
+    return _combined(node, context, gates=True)
+
+
+def _combined(node: fx.Node, context: Context, *, gates: bool) -> Result:
+    spec = spec_of(node)
+    operands = [operand for operand in _operands(node) if not context.value(operand).constant]
+    values = [context.value(operand) for operand in operands]
+    if not operands:
+        return CONSTANT
+    if spec is None:
+        return opaque(*values)
+    if gates and len(operands) > 1:
+        full = [place for place, operand in enumerate(operands) if _shape(operand) == spec.shape]
+        if len(full) == 1:
+            for place, value in enumerate(values):
+                if place != full[0]:
+                    context.consume(value)
+            values = [values[full[0]]]
+    first = next((value for value in values if value.known), values[0])
+    if not _sizes_match(first, spec):
+        return opaque(*values)
+    distinct = [value for place, value in enumerate(values) if not any(_equal(value, other) for other in values[:place])]
+    return distinct[0] if len(distinct) == 1 else context.union(node.name, distinct)
+
+
+def _shape(node: fx.Node) -> tuple[int, ...]:
+    spec = spec_of(node)
+    return spec.shape if spec is not None else ()
+
+
+def _equal(left: Value, right: Value) -> bool:
+    if left.ids is None or right.ids is None:
+        return left is right
+    return left.axes == right.axes and np.array_equal(left.ids, right.ids)
+
+
+def _table(names: Iterable[str], rule: Rule) -> dict[object, Rule]:
+    found: dict[object, Rule] = {}
+    for name in names:
+        for home in (torch, functional, operator):
+            if callable(function := getattr(home, name, None)):
+                found[function] = rule
+        if hasattr(torch.Tensor, name):
+            found[name] = rule
+    return found
+
+
+RULES: dict[object, Rule] = {
+    **_table(ELEMENTWISE, same),
+    **_table(POOLING, same),
+    **_table(RESHAPES, reshaped),
+    **_table(PERMUTES, permuted),
+    **_table(REDUCTIONS, reduced),
+    **_table(["cat", "concat", "concatenate"], concatenated),
+    **_table(SPLITS, split),
+    **_table(["narrow"], narrowed),
+    **_table(SUMS, summed),
+    **_table(PRODUCTS, product),
+    operator.getitem: item,
+    operator.neg: same,
+}
+"""From a function, or the name of a tensor method, to its rule."""
+
+
+def declare(function: Callable[..., Any], rule: Rule) -> None:
+    """Say how a function of ours carries channels; called once where the function is defined."""
+    RULES[function] = rule
+
+
+def module_rule(module: nn.Module) -> Rule | None:
+    """Return the rule for a module without layers, or None where it is not one that torch defines."""
+    carried = (*NORM_MODULES, *ACTIVATION_MODULES, *SOFTMAX_MODULES, *DROPOUT_MODULES, *POOLING_MODULES, nn.Identity)
+    if isinstance(module, carried):
+        return same
+    if isinstance(module, nn.Flatten | nn.Unflatten):
+        return reshaped
+    return None
+
+
+CHAIN_FUNCTIONS = frozenset(
+    function
+    for name in ELEMENTWISE[: ELEMENTWISE.index("clamp")]
+    for home in (torch, functional)
+    if "softm" not in name and callable(function := getattr(home, name, None))
+)
+CHAIN_METHODS = frozenset(name for name in ("relu", "sigmoid", "tanh", "clamp") if hasattr(torch.Tensor, name))
+
+
+def in_chain(node: fx.Node, module: nn.Module | None) -> bool:
+    """Whether a node is a norm, activation or dropout that a gather may stand in front of."""
+    if node.op == "call_module" and module is not None:
+        carried = (nn.modules.batchnorm._NormBase, *ACTIVATION_MODULES, *DROPOUT_MODULES, nn.Identity)
+        return isinstance(module, carried) and not isinstance(module, BARRIER_MODULES)
+    if len(node.all_input_nodes) != 1:
+        return False
+    if node.op == "call_method":
+        return node.target in CHAIN_METHODS
+    return node.op == "call_function" and node.target in CHAIN_FUNCTIONS

@@ -1,0 +1,193 @@
+"""Find the shape and dtype of every value without computing one: fake tensors, and example inputs inferred where none are given."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from swcompile.errors import SwnetError
+from swcompile.trace.capture import LAYER_TYPES, skeleton
+
+SHAPE = "swcompile_shape"
+"""The key in `node.meta` of a value's (shape, dtype), or of a list of them."""
+
+IMAGE_SIZES = (32, 224, 64, 28, 96, 128, 256, 299, 512)
+STRIDED_IMAGE_SIZES = (224, 299, 256, 128, 64, 32, 96, 512, 28)
+"""For first layers with a stride: those networks were made for large images."""
+SIGNAL_LENGTHS = (1024, 256, 4096, 16000, 64)
+VOLUME_SIZES = ((16, 112, 112), (8, 64, 64), (16, 32, 32), (32, 224, 224))
+SMALLEST_MAP = 4
+"""An inferred image is large enough when the last layers still see maps of this size, unless no size is."""
+BATCH = 2
+"""Batch norm in train mode refuses a batch of one value per channel, so examples have two."""
+
+
+@dataclass(frozen=True)
+class Spec:
+    """The shape and dtype of a tensor."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype = torch.float32
+
+    def fake(self) -> torch.Tensor:
+        """Return a tensor of this kind under the fake mode in force."""
+        return torch.empty(self.shape, dtype=self.dtype)
+
+    def __str__(self) -> str:
+        return "x".join(map(str, self.shape)) + (f":{str(self.dtype)[6:]}" if self.dtype != torch.float32 else "")
+
+
+Example = tuple[Any, ...]
+"""Example inputs in which every tensor is replaced by its Spec."""
+
+
+def describe_inputs(inputs: object) -> Example:
+    """Turn a user's example inputs (a tensor, or a tuple or list of arguments) into specs."""
+    arguments = tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,)
+    return tuple(_map(argument, torch.Tensor, lambda tensor: Spec(tuple(tensor.shape), tensor.dtype)) for argument in arguments)
+
+
+def _map(value: Any, kind: type, function: Any) -> Any:
+    if isinstance(value, kind):
+        return function(value)
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(_map(item, kind, function) for item in value))
+    if isinstance(value, tuple | list):
+        return type(value)([_map(item, kind, function) for item in value])
+    if isinstance(value, Mapping):
+        return {key: _map(item, kind, function) for key, item in value.items()}
+    return value
+
+
+def infer_example(model: nn.Module) -> Example:
+    """Guess the input from the first layer by trying the usual sizes under fake tensors.
+
+    The first size wins at which the forward succeeds and the deepest maps are at least SMALLEST_MAP wide: a ResNet made for 224
+    also runs at 32, but its last stage would then see single pixels. The model is tried in train mode, where auxiliary heads ask
+    for more than the rest. Raises SwnetError where no size works.
+    """
+    first = next((module for module in model.modules() if isinstance(module, (*LAYER_TYPES, nn.Embedding))), None)
+    if first is None:
+        raise SwnetError(f"{type(model).__name__} has no convolution, linear or embedding layer, so there is nothing to rewire.")
+    best: tuple[int, Example] | None = None
+    mode = FakeTensorMode()
+    copy = skeleton(model, mode).train()
+    problem: Exception | None = None
+    for example in _guesses(first):
+        try:
+            smallest = _smallest_map(copy, example, mode)
+        except Exception as error:
+            problem = error
+            continue
+        if smallest >= SMALLEST_MAP:
+            return example
+        if best is None or smallest > best[0]:
+            best = (smallest, example)
+    if best is None:
+        raise SwnetError(
+            f"No input was given and none could be inferred for {type(model).__name__}: the usual shapes for its first layer, a "
+            f"{type(first).__name__}, all fail (the last with {type(problem).__name__}: {problem}). Pass example_inputs, or "
+            "--input 1x3x224x224 on the command line."
+        )
+    return best[1]
+
+
+def _guesses(first: nn.Module) -> Iterator[Example]:
+    if isinstance(first, nn.Embedding):
+        yield (Spec((BATCH, 16), torch.int64),)
+    elif isinstance(first, nn.Linear):
+        dtype = first.weight.dtype
+        yield (Spec((BATCH, first.in_features), dtype),)
+        yield (Spec((BATCH, 16, first.in_features), dtype),)
+        side = round(first.in_features**0.5)
+        yield (Spec((BATCH, 1, side, side), dtype),)
+        side = round((first.in_features / 3) ** 0.5)
+        yield (Spec((BATCH, 3, side, side), dtype),)
+    elif isinstance(first, nn.Conv1d | nn.ConvTranspose1d):
+        yield from ((Spec((BATCH, first.in_channels, length), first.weight.dtype),) for length in SIGNAL_LENGTHS)
+    elif isinstance(first, nn.Conv3d | nn.ConvTranspose3d):
+        yield from ((Spec((BATCH, first.in_channels, *size), first.weight.dtype),) for size in VOLUME_SIZES)
+    elif isinstance(first, nn.Conv2d | nn.ConvTranspose2d):
+        sizes = STRIDED_IMAGE_SIZES if max(first.stride) > 1 else IMAGE_SIZES
+        yield from ((Spec((BATCH, first.in_channels, size, size), first.weight.dtype),) for size in sizes)
+
+
+def _smallest_map(model: nn.Module, example: Example, mode: FakeTensorMode) -> int:
+    """Run the forward on fake tensors and return the smallest side of a map that a convolution reads."""
+    sides: list[int] = [1 << 30]
+
+    def watch(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        size = inputs[0].shape[2:]
+        if len(size) and max(module.kernel_size) > 1:  # type: ignore[operator, arg-type]  # LAYER_TYPES but Linear have one
+            sides.append(min(size))
+
+    convolutions = [module for module in model.modules() if isinstance(module, LAYER_TYPES) and not isinstance(module, nn.Linear)]
+    handles = [module.register_forward_hook(watch) for module in convolutions]
+    try:
+        with _quiet(), mode, torch.no_grad():
+            model(*(_map(argument, Spec, Spec.fake) for argument in example))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return min(sides)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep torch from logging a traceback for each size that does not fit; the caller gets the exception."""
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    before = logger.disabled
+    logger.disabled = True
+    try:
+        yield
+    finally:
+        logger.disabled = before
+
+
+class _ShapeProp(fx.Interpreter):
+    """Run a graph on fake tensors and note the shape and dtype of each value."""
+
+    def run_node(self, n: fx.Node) -> Any:
+        result = super().run_node(n)
+        n.meta[SHAPE] = _map(result, torch.Tensor, lambda tensor: Spec(tuple(tensor.shape), tensor.dtype))
+        return result
+
+
+def propagate(graph: fx.Graph, root: nn.Module, example: Example, mode: FakeTensorMode) -> None:
+    """Write the shape of every value of `graph` into its nodes.
+
+    `root` holds the modules, with real or fake parameters; nothing is computed and its buffers are not touched. Raises SwnetError
+    where the inputs do not fit.
+    """
+    _check_arity(graph, example)
+    try:
+        with _quiet(), mode, torch.no_grad():
+            fakes = tuple(_map(argument, Spec, Spec.fake) for argument in example)
+            _ShapeProp(fx.GraphModule(root, graph), garbage_collect_values=True).run(*fakes)
+    except Exception as error:
+        shapes = ", ".join(map(str, example))
+        raise SwnetError(
+            f"The inputs ({shapes}) do not fit {type(root).__name__}: {str(error).splitlines()[0]} "
+            "Pass example_inputs (or --input 1x3x224x224) of the shape that the model takes."
+        ) from error
+
+
+def _check_arity(graph: fx.Graph, example: Sequence[Any]) -> None:
+    places = [node for node in graph.nodes if node.op == "placeholder"]
+    needed = [node for node in places if not node.args]
+    if not len(needed) <= len(example) <= len(places):
+        names = ", ".join(str(node.target) for node in places)
+        raise SwnetError(f"The model takes {len(needed)} to {len(places)} inputs ({names}); {len(example)} were given.")
+
+
+def spec_of(node: fx.Node) -> Spec | None:
+    """Return the shape and dtype of a node's value, or None where it is not one tensor."""
+    found = node.meta.get(SHAPE)
+    return found if isinstance(found, Spec) else None
