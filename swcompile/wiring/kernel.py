@@ -115,10 +115,11 @@ def _wirings(
 ) -> tuple[LayerWiring, ...]:
     """Return the wiring of each layer whose links are not exactly the original's."""
     made = []
-    for place, arrived in enumerate(_arrivals(graph, sources, moves)):
-        layer, live = graph.layers[place], columns[place]
+    arrivals = _arrivals(graph, sources, moves)
+    for place, (layer, live) in enumerate(zip(graph.layers, columns, strict=True)):
         if live is not None:
             kept = moves[place].kept if place in moves else np.repeat(live[None], layer.out_channels, axis=0)
+            arrived = arrivals[place]
             if len(arrived.out) or not kept.all():
                 keys = _keys(graph, sources, place, arrived.source)
                 made.append(_wiring(graph, layer, kept, keys, arrived.out, options.resample))
