@@ -112,8 +112,8 @@ class Ledger:
             (name, getattr(self.before, name), getattr(self.after, name)) for name in ("params", "macs", "links", "dead_channels")
         ]
         lines = [f"{name:14} {before:>16,} {after:>16,}" for name, before, after in rows]
-        for name in ("C", "L", "S", "long_range", "mean_path"):
-            lines.append(f"{name:14} {getattr(self.before, name):>16.4f} {getattr(self.after, name):>16.4f}")
+        figures = ("C", "L", "S", "long_range", "mean_path")
+        lines += [f"{name:14} {getattr(self.before, name):>16.4f} {getattr(self.after, name):>16.4f}" for name in figures]
         lines.append(f"links kept {self.links_kept:,}, moved {self.links_moved:,}, pruned {self.links_pruned:,}; "
                      f"p asked {self.after.p_requested}, achieved {self.after.p_achieved:.4f}")  # fmt: skip
         if not self.changed:

@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from swcompile.trace.rules import declare, same
 
-_MAX_POOL = {1: functional.max_pool1d, 2: functional.max_pool2d, 3: functional.max_pool3d}
+_MAX_POOL: dict[int, Callable[..., Tensor]] = {1: functional.max_pool1d, 2: functional.max_pool2d, 3: functional.max_pool3d}
 _AVG_POOL: dict[int, Callable[..., Tensor]] = {1: functional.avg_pool1d, 2: functional.avg_pool2d, 3: functional.avg_pool3d}
 _ADAPTIVE_MAX = {1: functional.adaptive_max_pool1d, 2: functional.adaptive_max_pool2d, 3: functional.adaptive_max_pool3d}
 _ADAPTIVE_AVG = {1: functional.adaptive_avg_pool1d, 2: functional.adaptive_avg_pool2d, 3: functional.adaptive_avg_pool3d}
@@ -43,11 +43,11 @@ def resample(x: Tensor, like: Tensor, kind: str) -> Tensor:
     if x.shape[2:] == size:
         return x
     if all(have <= want for have, want in zip(x.shape[2:], size, strict=True)):
-        return functional.interpolate(x, size=size, mode="nearest")
+        return _nearest(x, size)
     ratio = tuple(have // want for have, want in zip(x.shape[2:], size, strict=True))
     whole = all(have == want * times for have, want, times in zip(x.shape[2:], size, ratio, strict=True))
     if kind == "stride":
-        return x[(slice(None), slice(None), *(slice(None, None, times) for times in ratio))] if whole else _subsample(x, size)
+        return x[(slice(None), slice(None), *(slice(None, None, times) for times in ratio))] if whole else _nearest(x, size)
     if whole:
         return _MAX_POOL[len(size)](x, ratio) if kind == "max" else _AVG_POOL[len(size)](x, ratio)
     adaptive = _ADAPTIVE_MAX if kind == "max" else _ADAPTIVE_AVG
@@ -56,8 +56,9 @@ def resample(x: Tensor, like: Tensor, kind: str) -> Tensor:
     return pooled
 
 
-def _subsample(x: Tensor, size: Sequence[int]) -> Tensor:
-    return functional.interpolate(x, size=tuple(size), mode="nearest")
+def _nearest(x: Tensor, size: Sequence[int]) -> Tensor:
+    sizes: Any = tuple(size)  # torch types this argument as one number
+    return functional.interpolate(x, size=sizes, mode="nearest")
 
 
 def gather(like: Tensor, sources: Sequence[Tensor], taps: Sequence[tuple[int, int, int, str]], axis: int) -> Tensor:
@@ -79,45 +80,47 @@ def gather(like: Tensor, sources: Sequence[Tensor], taps: Sequence[tuple[int, in
     return torch.cat(parts, axis)
 
 
-class _Masked(nn.Module):
-    """A layer whose weight counts only where `mask` is true.
-
-    The product is formed in every forward, so that gradients, and with them momentum and weight decay, are exactly zero at
-    masked places whatever the optimizer; the mask is a buffer, and so part of the state dict.
-    """
-
-    mask: Tensor
-    weight: nn.Parameter
-    bias: nn.Parameter | None
-
-    def _live_weight(self) -> Tensor:
-        return self.weight * self.mask
+# The masked layers form weight * mask in every forward, so that gradients, and with them momentum and weight decay, are exactly
+# zero at masked places whatever the optimizer; the mask is a buffer, and so part of the state dict.
 
 
-class _MaskedConv(_Masked):
-    _conv_forward: Callable[[Tensor, Tensor, Tensor | None], Tensor]
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self._conv_forward(x, self._live_weight(), self.bias)
-
-
-class MaskedConv1d(_MaskedConv, nn.Conv1d):
+class MaskedConv1d(nn.Conv1d):
     """A Conv1d over a gathered union, of which `mask` (out, in, 1) marks the live links."""
 
-
-class MaskedConv2d(_MaskedConv, nn.Conv2d):
-    """A Conv2d over a gathered union, of which `mask` (out, in, 1, 1) marks the live links."""
-
-
-class MaskedConv3d(_MaskedConv, nn.Conv3d):
-    """A Conv3d over a gathered union, of which `mask` (out, in, 1, 1, 1) marks the live links."""
-
-
-class MaskedLinear(_Masked, nn.Linear):
-    """A Linear over a gathered union, of which `mask` (out, in) marks the live links."""
+    mask: Tensor
 
     def forward(self, input: Tensor) -> Tensor:
-        return functional.linear(input, self._live_weight(), self.bias)
+        out: Tensor = self._conv_forward(input, self.weight * self.mask, self.bias)
+        return out
+
+
+class MaskedConv2d(nn.Conv2d):
+    """A Conv2d over a gathered union, of which `mask` (out, in, 1, 1) marks the live links."""
+
+    mask: Tensor
+
+    def forward(self, input: Tensor) -> Tensor:
+        out: Tensor = self._conv_forward(input, self.weight * self.mask, self.bias)
+        return out
+
+
+class MaskedConv3d(nn.Conv3d):
+    """A Conv3d over a gathered union, of which `mask` (out, in, 1, 1, 1) marks the live links."""
+
+    mask: Tensor
+
+    def forward(self, input: Tensor) -> Tensor:
+        out: Tensor = self._conv_forward(input, self.weight * self.mask, self.bias)
+        return out
+
+
+class MaskedLinear(nn.Linear):
+    """A Linear over a gathered union, of which `mask` (out, in) marks the live links."""
+
+    mask: Tensor
+
+    def forward(self, input: Tensor) -> Tensor:
+        return functional.linear(input, self.weight * self.mask, self.bias)
 
 
 MASKED: dict[type[nn.Module], type[Any]] = {
@@ -188,7 +191,7 @@ class RewiredModule(fx.GraphModule):
             def forward(module: RewiredModule, *args: Any, **kwargs: Any) -> Any:
                 return in_training(module, *args, **kwargs) if module.training else in_eval(module, *args, **kwargs)
 
-            type(self).forward = forward  # type: ignore[method-assign]
+            type(self).forward = forward
         return code
 
     def __deepcopy__(self, memo: dict[int, Any]) -> RewiredModule:

@@ -21,7 +21,7 @@ from torch import fx
 from swcompile.modules import gather, resample
 from swcompile.trace.capture import UNREAD
 from swcompile.trace.purify import SHARED_MEMORY, WRITES
-from swcompile.trace.shapes import Spec, spec_of
+from swcompile.trace.shapes import spec_of
 
 Pass = Callable[[fx.Graph], None]
 Span = tuple[int, int]
@@ -107,7 +107,8 @@ Key = tuple[tuple[int, ...], str] | None
 def _size(source: fx.Node, like: fx.Node, axis: int) -> tuple[int, ...] | None:
     """Return the size that a source must be brought to, or None where it has it."""
     have, want = spec_of(source), spec_of(like)
-    assert isinstance(have, Spec) and isinstance(want, Spec), "tracing gave every feature a shape"
+    assert have is not None, "tracing gave every feature a shape"
+    assert want is not None, "tracing gave every feature a shape"
     if axis != 1 or (len(have.shape) == len(want.shape) and have.shape[2:] == want.shape[2:]):
         return None
     return want.shape[2:]
@@ -238,7 +239,9 @@ def _gathers(graph: fx.Graph) -> list[fx.Node]:
 def _read(node: fx.Node) -> tuple[fx.Node, list[_Piece], int]:
     """Return what a gather node holds: the node whose size counts, its pieces in order, the channel axis."""
     like, sources, taps, axis = node.args
-    assert isinstance(like, fx.Node) and isinstance(sources, tuple | list) and isinstance(taps, tuple | list)
+    assert isinstance(like, fx.Node)
+    assert isinstance(sources, tuple | list)
+    assert isinstance(taps, tuple | list)
     assert isinstance(axis, int)
     pieces: list[_Piece] = []
     for index, start, stop, kind in taps:  # type: ignore[misc]  # fx types arguments loosely; rewrite writes these

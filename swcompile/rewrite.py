@@ -159,7 +159,7 @@ def _masked(module: nn.Module, layer: Layer, wiring: LayerWiring, plan: Plan) ->
     assert wiring.mask is not None
     weight: Any = module.weight
     mask = torch.from_numpy(wiring.mask)
-    made: Any = kind.__new__(kind)
+    made: Any = object.__new__(kind)
     nn.Module.__init__(made)
     made.__dict__.update({key: value for key, value in module.__dict__.items() if key not in ("_parameters", "_buffers")})
     made._parameters = dict(module._parameters)
@@ -173,7 +173,8 @@ def _masked(module: nn.Module, layer: Layer, wiring: LayerWiring, plan: Plan) ->
     made.weight = nn.Parameter(fresh.to(weight.device, weight.dtype), weight.requires_grad)
     made.register_buffer("mask", mask.reshape(*mask.shape, *(1 for _ in weight.shape[2:])).to(weight.device))
     setattr(made, "in_features" if isinstance(module, nn.Linear) else "in_channels", wiring.width)
-    return made
+    masked: nn.Module = made
+    return masked
 
 
 def _own_columns(layer: Layer, wiring: LayerWiring) -> tuple[Tensor, Tensor]:

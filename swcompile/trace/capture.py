@@ -50,7 +50,7 @@ class LayerTracer(fx.Tracer):
     proxy_buffer_attributes = True
 
     def __init__(self, root: nn.Module) -> None:
-        super().__init__(autowrap_modules=())
+        super().__init__()
         self._holders = _modules_with_layers(root)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
@@ -78,7 +78,7 @@ def _modules_with_layers(root: nn.Module) -> set[int]:
     for module in root.modules():
         for child in module.children():
             parents.setdefault(id(child), []).append(module)
-    pending = [module for module in root.modules() if isinstance(module, LAYER_TYPES)]
+    pending: list[nn.Module] = [module for module in root.modules() if isinstance(module, LAYER_TYPES)]
     found: set[int] = set()
     while pending:
         for parent in parents.get(id(pending.pop()), ()):
@@ -133,7 +133,7 @@ def _deepcopy(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
 
 def _refuse_lazy(model: nn.Module) -> None:
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        if isinstance(tensor, nn.parameter.UninitializedTensorMixin):
+        if isinstance(tensor, (nn.parameter.UninitializedParameter, nn.parameter.UninitializedBuffer)):
             raise SwnetError(f"{name} has no shape yet (a lazy module); run the model once on an example before transforming it.")
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import fx, nn
 
 from swcompile.graph import Feature, GraphBuilder, LayerGraph, Run
@@ -79,11 +80,12 @@ class _Extraction:
         return from_runs(self.build.produce(name, "opaque", channels, parts), axis)
 
     def concatenate(self, name: str, values: Sequence[Value], specs: Sequence[Spec], axis: int) -> Value:
-        ids = []
+        ids: list[NDArray[np.int64]] = []
         for place, (value, spec) in enumerate(zip(values, specs, strict=True)):
             if value.ids is None or value.axes != (axis,):
                 self.consume(value)
                 value = self._opaque_producer(f"{name}.{place}", spec.shape[axis], value)
+            assert value.ids is not None
             ids.append(value.ids)
         return Value(np.concatenate(ids), (axis,))
 

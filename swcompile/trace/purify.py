@@ -44,7 +44,7 @@ def purify_modules(root: nn.Module) -> None:
     """Switch `inplace` off in every module below `root`."""
     for module in root.modules():
         if getattr(module, "inplace", False) is True:
-            module.inplace = False
+            module.inplace = False  # type: ignore[assignment]  # a plain attribute, for which nn.Module has no type
 
 
 def purify_graph(graph: fx.Graph) -> None:
@@ -64,7 +64,8 @@ def purify_graph(graph: fx.Graph) -> None:
             node.meta[WRITES] = True
             continue
         _make_pure(node)
-        target.replace_all_uses_with(node, delete_user_cb=lambda user, after=order[node]: order[user] > after)
+        for user in [user for user in target.users if order[user] > order[node]]:
+            user.replace_input_with(target, node)
 
 
 def _is_setitem(node: fx.Node) -> bool:
@@ -74,7 +75,8 @@ def _is_setitem(node: fx.Node) -> bool:
 def _overwritten(node: fx.Node) -> fx.Node | None:
     """Return the value that a node writes into, or None."""
     if not node.args or not isinstance(node.args[0], fx.Node):
-        return node.kwargs["input"] if isinstance(node.kwargs.get("input"), fx.Node) and _in_place_flag(node) else None
+        given = node.kwargs.get("input")
+        return given if isinstance(given, fx.Node) and _in_place_flag(node) else None
     writes = _is_setitem(node) or _in_place_flag(node)
     if node.op == "call_function":
         writes = writes or node.target in _PURE_OPERATORS or _pure_function(node.target) is not None
@@ -132,7 +134,7 @@ def _make_pure(node: fx.Node) -> None:
     if node.op == "call_method":
         node.target = str(_pure_method(str(node.target)))
     elif node.target in _PURE_OPERATORS:
-        node.target = _PURE_OPERATORS[node.target]  # type: ignore[index]  # a call_function's target is the function
+        node.target = _PURE_OPERATORS[node.target]
     elif (pure := _pure_function(node.target)) is not None:
         node.target = pure
     if node.kwargs.get("inplace") is True:

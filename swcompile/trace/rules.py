@@ -138,7 +138,7 @@ def permuted(node: fx.Node, context: Context) -> Result:
 
 def _order(node: fx.Node, rank: int) -> list[int] | None:
     name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-    given = [item for item in _flat((*node.args[1:], *(v for k, v in node.kwargs.items() if k != "input")))]
+    given = list(_flat((*node.args[1:], *(v for k, v in node.kwargs.items() if k != "input"))))
     if not all(isinstance(item, int) for item in given):
         return None
     dims = [item % rank for item in given]
@@ -223,8 +223,7 @@ def _select(value: Value, axis: int, place: int) -> Value:
     if axis in value.axes:
         if len(value.axes) == 1:
             return opaque(value)
-        where = value.axes.index(axis)
-        ids = value.ids.take(place, axis=where)
+        ids = value.ids[(slice(None),) * value.axes.index(axis) + (place,)]
     else:
         ids = value.ids
     return Value(ids, tuple(other - (other > axis) for other in value.axes if other != axis))
@@ -272,10 +271,11 @@ def narrowed(node: fx.Node, context: Context) -> Result:
     """Carry channels through narrow(dim, start, length)."""
     value, old = context.value(source(node)), spec_of(source(node))
     names = ("dim", "start", "length")
-    given = [node.kwargs.get(name, node.args[place] if len(node.args) > place else None) for place, name in enumerate(names, 1)]
-    if value.ids is None or old is None or not all(isinstance(number, int) for number in given):
+    given = (node.kwargs.get(name, node.args[place] if len(node.args) > place else None) for place, name in enumerate(names, 1))
+    numbers = [number for number in given if isinstance(number, int)]
+    if value.ids is None or old is None or len(numbers) < len(names):
         return opaque(value)
-    dim, start, length = (int(number) for number in given)  # type: ignore[call-overload]  # checked to be ints
+    dim, start, length = numbers
     axis = dim % len(old.shape)
     if axis not in value.axes:
         return value

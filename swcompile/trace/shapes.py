@@ -125,7 +125,7 @@ def _smallest_map(model: nn.Module, example: Example, mode: FakeTensorMode) -> i
 
     def watch(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         size = inputs[0].shape[2:]
-        if len(size) and max(module.kernel_size) > 1:  # type: ignore[operator, arg-type]  # LAYER_TYPES but Linear have one
+        if len(size) and max(module.kernel_size) > 1:  # type: ignore[arg-type]  # LAYER_TYPES but Linear have one
             sides.append(min(size))
 
     convolutions = [module for module in model.modules() if isinstance(module, LAYER_TYPES) and not isinstance(module, nn.Linear)]
