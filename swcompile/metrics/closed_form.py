@@ -121,7 +121,7 @@ def _reading(graph: LayerGraph, reads: Mapping[str, Sequence[Tap]]) -> _Reading:
     for column, slots in enumerate(of_features):
         carries[[row[source] for source in slots], column] = 1
     fits = [[_wirable(graph, y) and unreadable(graph, feature, y) is None for y in graph.layers] for feature in graph.features]
-    return _Reading(sources, share, carries @ np.array(fits, np.float32).reshape(-1, len(graph.layers)) > 0)
+    return _Reading(sources, share, carries @ np.array(fits, np.float32).reshape(len(graph.features), len(graph.layers)) > 0)
 
 
 def _slots(graph: LayerGraph, runs: Sequence[Run]) -> dict[tuple[int, int], float]:
