@@ -26,15 +26,15 @@ import igraph
 import networkx as nx
 import numpy as np
 
-from swcompile.graph import GraphBuilder, LayerGraph, Run, Tap
-from swcompile.metrics import ChannelGraph, channel_graph, measure
+from swcompile.graph import GraphBuilder, LayerGraph, Run
+from swcompile.metrics import channel_graph, measure
 from swcompile.metrics.bits import unpack
 from swcompile.metrics.clustering import clustering, expand
 from swcompile.metrics.paths import paths
 from swcompile.plan import Options
 from swcompile.wiring import wire_block
+from tests.graphs import VGG16, by_algorithm_1, chain, residual
 
-VGG16 = (3, 64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512, 512, 512)
 SMALL = (3, 24, 24, 48, 48, 48, 96, 96)
 PUBLISHED = {0.1: (0.053, 1.828), 0.5: (0.176, 1.817), 0.85: (0.229, 1.817)}
 """C and L of VGG16's convolutions under Algorithm 1 of SWANN (IEEE JETCAS 11(4), 2021)."""
@@ -50,36 +50,6 @@ def best(run: Callable[[], object], repeats: int) -> float:
         run()
         taken.append(time.perf_counter() - start)
     return min(taken)
-
-
-def chain(widths: Sequence[int]) -> LayerGraph:
-    """Return a chain of convolutions; `widths[0]` is the network's input."""
-    build = GraphBuilder("chain")
-    value = build.input("x", widths[0])
-    for number, width in enumerate(widths[1:], 1):
-        value = build.layer(f"conv{number}", build.feature(f"v{number - 1}", value, (1, widths[number - 1], 8, 8)), width)
-    build.sink(value)
-    return build.finish()
-
-
-def rewired(widths: Sequence[int], p: float, seed: int = 0) -> ChannelGraph:
-    """Return the channel graph of a chain after Algorithm 1: each link keeps its source and moves, with probability p, to a free
-    later node beyond the next layer."""
-    rng = np.random.default_rng(seed)
-    ends = np.cumsum([0, *widths])
-    linked = np.zeros((ends[-1], ends[-1]), np.bool_)
-    for layer in range(len(widths) - 1):
-        linked[ends[layer] : ends[layer + 1], ends[layer + 1] : ends[layer + 2]] = True
-    for layer in range(len(widths) - 2):
-        own, near, far = slice(ends[layer], ends[layer + 1]), slice(ends[layer + 1], ends[layer + 2]), slice(ends[layer + 2], None)
-        moved = rng.random((widths[layer], widths[layer + 1])) < p
-        count = np.minimum(moved.sum(axis=1), ends[-1] - ends[layer + 2])
-        linked[own, near] = ~moved
-        chance = rng.random((widths[layer], ends[-1] - ends[layer + 2]))
-        linked[own, far] = chance.argsort(axis=1).argsort(axis=1) < count[:, None]
-    taps = {f"conv{at}": [Tap(f"v{source}", 0, widths[source]) for source in range(at)] for at in range(1, len(widths))}
-    masks = {f"conv{at}": np.ascontiguousarray(linked[: ends[at], ends[at] : ends[at + 1]].T) for at in range(1, len(widths))}
-    return channel_graph(chain(widths), taps, masks)
 
 
 def resnet50() -> LayerGraph:
@@ -119,46 +89,28 @@ def densenet201() -> LayerGraph:
     return build.finish()
 
 
-def residual(blocks: int, width: int) -> LayerGraph:
-    """Return a stem and residual blocks of two convolutions each."""
-    build = GraphBuilder("residual")
-    value = build.layer("stem", build.feature("x", build.input("x", 3), (1, 3, 8, 8)), width)
-    for number in range(blocks):
-        inner = build.layer(f"a{number}", build.feature(f"sum{number}", value, (1, width, 8, 8)), width)
-        outer = build.layer(f"b{number}", build.feature(f"inner{number}", inner, (1, width, 8, 8)), width)
-        value = build.add(f"add{number}", value, outer)
-    build.sink(value)
-    return build.finish()
-
-
 def link_by_link(widths: Sequence[int], p: float, repeats: int) -> Record:
     """Time C and L of a chain under Algorithm 1."""
-    made = rewired(widths, p)
+    made = by_algorithm_1(widths, p)
     graph = made.classes
-    rows = best(lambda: channel_graph(made.original, _taps(made), _masks(made)).classes, repeats)
+    layers = made.original.layers
+    taps = {layer.name: taps for layer, taps in zip(layers, made.reads, strict=True)}
+    masks = {layers[index].name: mask for index, mask in made.masks.items()}
     return {
         "graph": f"chain of {len(widths)}, kernel, p = {p:g}",
         "V": made.nodes,
         "E": made.edges,
         "C": clustering(graph).C,
         "L": paths(graph).L,
-        "seconds_graph": rows,
+        "seconds_graph": best(lambda: channel_graph(made.original, taps, masks).classes, repeats),
         "seconds_C": best(lambda: clustering(graph), repeats),
         "seconds_L": best(lambda: paths(graph), repeats),
     }
 
 
-def _taps(made: ChannelGraph) -> dict[str, Sequence[Tap]]:
-    return {layer.name: taps for layer, taps in zip(made.original.layers, made.reads, strict=True)}
-
-
-def _masks(made: ChannelGraph) -> dict[str, np.typing.NDArray[np.bool_]]:
-    return {made.original.layers[index].name: mask for index, mask in made.masks.items()}
-
-
 def others(widths: Sequence[int], p: float, *, with_networkx: bool) -> list[Record]:
     """Time the other libraries on a chain under Algorithm 1, each against ours in the same run."""
-    made = rewired(widths, p)
+    made = by_algorithm_1(widths, p)
     wide, _ = expand(made.classes)
     edges = np.argwhere(np.triu(unpack(wide.rows, wide.count)))
     ours = {"C": best(lambda: clustering(made.classes), 3), "L": best(lambda: paths(made.classes), 3)}

@@ -1,10 +1,13 @@
-"""Small layer graphs, made without a model."""
+"""Layer graphs for tests and benchmarks, made without a model."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from swcompile.graph import GraphBuilder, LayerGraph
+import numpy as np
+
+from swcompile.graph import GraphBuilder, LayerGraph, Tap
+from swcompile.metrics import ChannelGraph, channel_graph
 
 VGG16 = (3, 64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512, 512, 512)
 
@@ -48,3 +51,26 @@ def dense(layers: int, growth: int = 4, *, start: int = 6, size: int = 8) -> Lay
         value, name = build.cat(value, made), f"cat{number}"
     build.sink(value)
     return build.finish()
+
+
+def by_algorithm_1(widths: Sequence[int], p: float, seed: int = 0) -> ChannelGraph:
+    """Return the channel graph of a chain rewired link by link as published (SWANN, IEEE JETCAS 11(4), 2021, Algorithm 1).
+
+    Each link moves with probability p: it keeps its source and goes to a free node beyond the next layer.
+    """
+    rng = np.random.default_rng(seed)
+    graph = chain(widths)
+    ends = np.cumsum([0, *widths])
+    linked = np.zeros((ends[-1], ends[-1]), np.bool_)
+    for at in range(len(widths) - 1):
+        linked[ends[at] : ends[at + 1], ends[at + 1] : ends[at + 2]] = True
+    for at in range(len(widths) - 2):
+        own, near, far = slice(ends[at], ends[at + 1]), slice(ends[at + 1], ends[at + 2]), slice(ends[at + 2], None)
+        moved = rng.random((widths[at], widths[at + 1])) < p
+        count = np.minimum(moved.sum(axis=1), ends[-1] - ends[at + 2])
+        linked[own, near] = ~moved
+        linked[own, far] = rng.random((widths[at], ends[-1] - ends[at + 2])).argsort(axis=1).argsort(axis=1) < count[:, None]
+    names = [layer.feature for layer in graph.layers]
+    taps = {y.name: [Tap(names[at], 0, widths[at]) for at in range(index + 1)] for index, y in enumerate(graph.layers)}
+    masks = {y.name: np.ascontiguousarray(linked[: ends[at], ends[at] : ends[at + 1]].T) for at, y in enumerate(graph.layers, 1)}
+    return channel_graph(graph, taps, masks)

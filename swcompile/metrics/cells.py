@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from swcompile.graph import LayerGraph, Run, Tap
 
 Ints = NDArray[np.int64]
+Integer = TypeVar("Integer", np.int32, np.int64)
 
 
 def spans(lengths: Ints) -> tuple[Ints, Ints]:
@@ -24,6 +26,17 @@ def spans(lengths: Ints) -> tuple[Ints, Ints]:
     owner = np.repeat(np.arange(len(lengths), dtype=np.int64), lengths)
     begin = np.cumsum(lengths) - lengths
     return owner, np.arange(len(owner), dtype=np.int64) - begin[owner]
+
+
+def distinct(values: NDArray[Integer]) -> NDArray[Integer]:
+    """Return the different values in ascending order.
+
+    By sorting: numpy.unique hashes since 2.3, which takes 280 ms for 240,000 integers where sorting takes 4.
+    """
+    ordered = np.sort(values)
+    fresh = np.ones(len(ordered), np.bool_)
+    fresh[1:] = ordered[1:] != ordered[:-1]
+    return ordered[fresh]
 
 
 def pointers(owners: Ints, count: int) -> Ints:
@@ -167,5 +180,5 @@ def _children(borders: NDArray[np.bool_], of: Ints, tables: dict[int, Ints], off
     above = base[owner] + table[owner, 0] + place
     below = table[owner, 2] + place * table[owner, 3]
     shown = borders[above] | borders[below] | (place == 0)  # a pair of cells shows itself where either of them begins
-    key = np.unique(of[above[shown]] * len(of) + of[below[shown]])
+    key = distinct(of[above[shown]] * len(of) + of[below[shown]])
     return key // len(of), key % len(of)

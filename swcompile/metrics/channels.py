@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from swcompile.errors import SwnetError
 from swcompile.graph import Layer, LayerGraph, Tap
 from swcompile.metrics.bits import Words, from_pairs, pack, transpose, weigh, words_for
-from swcompile.metrics.cells import Cells, Ints, Pieces, make_cells, merged, pieces_of, pointers, spans
+from swcompile.metrics.cells import Cells, Ints, Pieces, distinct, make_cells, merged, pieces_of, pointers, spans
 
 Mask = NDArray[np.bool_]
 
@@ -239,7 +239,7 @@ def _inward_rows(made: ChannelGraph) -> Words:
 
 def _closure(cells: Cells, count: int) -> tuple[Words, Ints]:
     """Return the classes that each cell of a sum is made of, as rows, and the row of each cell, -1 for others."""
-    summed = np.unique(cells.child_of)
+    summed = distinct(cells.child_of)
     place = np.full(len(cells.size), -1, np.int64)
     place[summed] = np.arange(len(summed))
     number = cells.number[cells.child]

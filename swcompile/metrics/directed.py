@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from swcompile.graph import UNREACHABLE, LayerGraph
-from swcompile.metrics.cells import Ints
+from swcompile.metrics.cells import Ints, distinct
 from swcompile.metrics.channels import ChannelGraph
 
 Floats = NDArray[np.float64]
@@ -102,13 +102,23 @@ class Sweep:
         )
 
     def _masked(self, layer: int, own: slice) -> None:
+        """Enter a masked layer: one product for the means and the shortest distance, more for outputs that this one misses."""
         mask, cell = self.made.masks[layer], self.made.cells.of[self.slots[layer]]
+        near = self.nearest[cell]
+        levels = distinct(near.ravel())
         live = mask.astype(np.float32)
+        sums = live @ np.column_stack([self.links[cell], self.depth[cell], near == levels.min(initial=UNREACHABLE)]).astype(
+            np.float32
+        )
         nearest = np.full((len(mask), len(self.inputs)), UNREACHABLE, np.int32)
-        for distance in np.unique(self.nearest[cell])[::-1]:
-            hit = live @ (self.nearest[cell] == distance).astype(np.float32) > 0
-            nearest[hit] = distance
-        self._arrive(own, nearest, live @ self.links[cell], live @ self.depth[cell])
+        nearest[sums[:, 2:] > 0] = levels.min(initial=UNREACHABLE)
+        for distance in levels[1:]:
+            open_ = np.flatnonzero((nearest == UNREACHABLE).any(axis=1))
+            if not len(open_):
+                break
+            hit = live[open_] @ (near == distance).astype(np.float32) > 0
+            nearest[open_] = np.minimum(nearest[open_], np.where(hit, distance, UNREACHABLE))
+        self._arrive(own, nearest, sums[:, 0].astype(np.float64), sums[:, 1].astype(np.float64))
 
     def _arrive(self, own: slice, nearest: NDArray[np.int32], links: Floats, depth: Floats) -> None:
         """Enter what the outputs of a layer read; an output that reads nothing ends the walk."""
@@ -124,7 +134,7 @@ class Sweep:
         if not runs:
             return
         ends = [(offset[r.producer] + r.first, offset[r.producer] + r.first + (r.width - 1) * r.step) for r in runs]
-        source = np.unique(np.concatenate([np.arange(of[low], of[high] + 1) for low, high in ends]))
+        source = distinct(np.concatenate([np.arange(of[low], of[high] + 1) for low, high in ends]))
         self.nearest[own] = self.nearest[source].min(axis=0)
         links = self.links[source].sum()
         self.depth[own] = self.cells.size[own] * (self.depth[source].sum() / links if links else 0.0)
@@ -139,7 +149,6 @@ class Sweep:
         joined, channels = weight.sum(), self.cells.size[out].sum()
         mean = float((away * weight).sum() / joined) if joined else 0.0
         return mean, float(self.depth[out].sum() / channels) if channels else 0.0
-
 
     def outward(self) -> Floats:
         """Return how many links go out of a channel of each cell, counted as in `inward`."""

@@ -122,6 +122,7 @@ def measure(channels: ChannelGraph, *, extended: bool = False, seed: int = 0) ->
         shape = _sampled(channels, seed)
         origin = channels.cells.number >= 0
         inward, outward = sweep.inward[origin].astype(np.int64), sweep.outward()[origin].astype(np.int64)
+    degrees = _degrees(channels, inward, outward)
     E = int(inward @ channels.weight)
     C_rand, L_rand = reference.density(V, E), reference.random_path(V, E, seed)
     more = reference.extended(channels.classes, shape.C, shape.L, E, seed) if extended and shape.interval is None else None
@@ -139,7 +140,8 @@ def measure(channels: ChannelGraph, *, extended: bool = False, seed: int = 0) ->
         exact=shape.interval is None,
         interval=shape.interval,
         **dataclasses.asdict(directed(channels, sweep)),
-        **_degrees(channels, inward, outward),
+        in_degree=degrees[0],
+        out_degree=degrees[1],
         **({} if more is None else more._asdict()),
     )
 
@@ -158,15 +160,12 @@ def _sampled(channels: ChannelGraph, seed: int) -> Undirected:
     return Undirected(near.C, far.L, near.transitivity, far.unreachable, Intervals(near.interval, far.interval))
 
 
-def _degrees(channels: ChannelGraph, inward: Ints, outward: Ints) -> dict[str, Degrees]:
+def _degrees(channels: ChannelGraph, inward: Ints, outward: Ints) -> tuple[Degrees, Degrees]:
     producers, heads = channels.graph.producers, channels.original.heads
     made = channels.cells.producer[channels.cells.number >= 0]
     is_input = np.array([producer.kind == "input" for producer in producers], np.bool_)[made]
     is_head = np.isin(made, [layer.producer for layer in channels.graph.layers if layer.name in heads])
-    return {
-        "in_degree": _summary(inward, channels.weight, ~is_input),
-        "out_degree": _summary(outward, channels.weight, ~is_head),
-    }
+    return _summary(inward, channels.weight, ~is_input), _summary(outward, channels.weight, ~is_head)
 
 
 def _summary(degree: Ints, weight: Ints, chosen: np.typing.NDArray[np.bool_]) -> Degrees:

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from swcompile.metrics.bits import TILE, from_pairs, unpack
-from swcompile.metrics.cells import Ints
+from swcompile.metrics.cells import Ints, distinct
 from swcompile.metrics.channels import Classes
 from swcompile.metrics.clustering import clustering, expand
 from swcompile.metrics.paths import paths
@@ -57,7 +57,7 @@ def random_graph(nodes: int, edges: int, stream: Stream) -> Classes:
     pairs = nodes * (nodes - 1) // 2
     chosen = np.zeros(0, np.int64)
     while len(chosen) < edges:
-        chosen = np.unique(np.concatenate([chosen, stream.integers(pairs, edges - len(chosen) + 16)]))
+        chosen = distinct(np.concatenate([chosen, stream.integers(pairs, edges - len(chosen) + 16)]))
     key = chosen[stream.order(len(chosen))[:edges]]
     high = ((1 + np.sqrt(1 + 8 * key.astype(np.float64))) / 2).astype(np.int64)
     high -= high * (high - 1) // 2 > key  # a root that was rounded up

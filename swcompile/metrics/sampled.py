@@ -19,7 +19,7 @@ from swcompile.metrics.sampling import PRECISION, Interval, Stream, around, wedg
 from swcompile.metrics.spread import Spread
 
 SOURCES = 512
-"""Sources of L: the distances of 512 nodes of a residual net of 10,000 layers fix L to 0.01."""
+"""Sources of L: the distances of 512 nodes of a residual net of 10,000 layers fix L to 0.025."""
 BATCH = 2048
 """Wedges at a time: a million cells take 256 MB."""
 NORMAL = 1.96
@@ -94,7 +94,9 @@ def one_hot(node: Ints, count: int) -> Words:
 def _has(at: Words, node: Ints) -> NDArray[np.bool_]:
     """Return whether source i is at class node[i]."""
     source = np.arange(len(node))
-    return (at[node, source >> 6] >> (source & 63).astype(np.uint64) & np.uint64(1)) != 0
+    word: Words = at[node, source >> 6]
+    here: NDArray[np.bool_] = (word >> (source & 63).astype(np.uint64)) & np.uint64(1) != np.uint64(0)
+    return here
 
 
 def weigh_columns(at: Words, weight: Ints, sources: int) -> NDArray[np.float64]:

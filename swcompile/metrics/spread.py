@@ -7,6 +7,7 @@ direction, so a step is linear in runs, where the adjacency of a residual stack 
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -105,4 +106,4 @@ def _levels(above: Ints, below: Ints, count: int) -> list[Ints]:
     of_pair = np.array(level, np.int64)[above]
     order = np.argsort(of_pair, kind="stable")
     ends = pointers(of_pair[order], int(of_pair.max(initial=0)) + 1)
-    return [order[low:high] for low, high in zip(ends[:-1], ends[1:], strict=True) if high > low]
+    return [order[low:high] for low, high in itertools.pairwise(ends) if high > low]
