@@ -145,11 +145,12 @@ class Mover:
         for low in range(0, len(columns), step):
             some = columns[low : low + step]
             chance = draw.uniforms(len(some) * layer.out_channels).reshape(len(some), -1)
-            wanted = (chance < self.p).sum(axis=1)
+            moving = chance < self.p
+            wanted = moving.sum(axis=1)
             row, node = self._targets(place, ids[some], wanted, draw)
             got = np.bincount(row, minlength=len(some))
             stuck += int((wanted - got).sum())
-            out = _smallest(chance, got)
+            out = np.nonzero(moving)[1] if (got == wanted).all() else _smallest(chance, got)
             parts.append((out, some[row], node))
         moved = [np.concatenate(part).astype(np.int32) for part in zip(*parts, strict=True)]
         kept[moved[0], moved[1]] = False
