@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -28,7 +29,7 @@ def residual(blocks: int, width: int = 8, *, size: int = 8, inputs: int = 3) -> 
     """Return a stem and `blocks` residual blocks of two convolutions each, with identity shortcuts."""
     build = GraphBuilder("residual")
     shape = (1, width, size, size)
-    options = {"kernel_size": (3, 3), "positions": size * size}
+    options: dict[str, Any] = {"kernel_size": (3, 3), "positions": size * size}
     value = build.layer("stem", build.feature("x", build.input("x", inputs), (1, inputs, size, size)), width, **options)
     name = "stem"
     for number in range(1, blocks + 1):

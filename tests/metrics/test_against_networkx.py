@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from swcompile.graph import GraphBuilder, LayerGraph, Run, Tap
-from swcompile.metrics import channel_graph, measure
+from swcompile.metrics import Figures, channel_graph, measure
 
 Channel = tuple[int, int]
 
@@ -157,10 +157,18 @@ def test_figures_are_those_of_the_graph_built_link_by_link(case: Case) -> None:
     assert figures["L"] == pytest.approx(np.mean(lengths) if lengths else 0.0)
     pairs = made.V * (made.V - 1)
     assert made.unreachable == pytest.approx(1 - len(lengths) / pairs if pairs else 0.0)
-    _check_directed(case, straight, made.in_degree.greatest, made.out_degree.greatest)
+    _check_directed(case, straight, made)
 
 
-def _check_directed(case: Case, graph: nx.DiGraph, most_in: int, most_out: int) -> None:
-    assert most_in == max(degree for _, degree in graph.in_degree())
+def _check_directed(case: Case, graph: nx.DiGraph, made: Figures) -> None:
     heads = {layer.producer for layer in case.graph.layers if layer.name in case.graph.heads}
-    assert most_out == max((degree for node, degree in graph.out_degree() if node[0] not in heads), default=0)
+    assert made.in_degree.greatest == max(degree for _, degree in graph.in_degree())
+    assert made.out_degree.greatest == max((degree for node, degree in graph.out_degree() if node[0] not in heads), default=0)
+    sunk = {(run.producer, run.first + at * run.step) for run in case.graph.sinks for at in range(run.width)}
+    used = set().union(*(origins(case, *channel) for channel in sunk))
+    assert made.dead_channels == sum(degree == 0 and node not in used for node, degree in graph.out_degree())
+    if all(producer.kind != "opaque" for producer in case.graph.producers):  # paths lead through opaque operations, links do not
+        inputs, outputs = ([node for node in graph if node[0] in made] for made in ({0}, heads))
+        away = dict(nx.all_pairs_shortest_path_length(graph))
+        found = [away[start][end] for start in inputs for end in outputs if end in away[start]]
+        assert made.mean_path == pytest.approx(np.mean(found) if found else 0.0)
