@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import io
 import json
+import logging
 import math
 import signal
 import sys
@@ -88,12 +89,10 @@ _screen_options = _options(
     click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout and nothing else."),
     click.option("--quiet", is_flag=True, help="Print errors only."),
 )
-_wiring_options = _options(
+_graph_options = _options(
     click.option("--p", type=NumberOrWord(float, "p"), default="auto", metavar="P|auto|boundary|max_S", help="Share of links that "
                  "become long-range. [default: auto]"),
     click.option("--density", type=float, default=1.0, help="Share of links that are kept. [default: 1]"),
-    click.option("--params", type=int, metavar="N", help="Instead of --density: at most N parameters."),
-    click.option("--macs", type=int, metavar="N", help="Instead of --density: at most N multiply-accumulates a sample."),
     click.option("--wiring", default="block", metavar="block|kernel", help="Move blocks of channels or links. [default: block]"),
     click.option("--block", type=NumberOrWord(int, "block"), default="auto", metavar="N|auto|producer", help="Channels a block. "
                  "[default: auto]"),
@@ -102,13 +101,17 @@ _wiring_options = _options(
     click.option("--reach", default="uniform", metavar="uniform|near|far", help="Which sources are drawn more often. [default: "
                  "uniform]"),
     click.option("--seed", type=int, default=0, help="The same seed gives the same plan anywhere. [default: 0]"),
-    click.option("--head", is_flag=True, help="Rewire the classifier too."),
+    click.option("--head", is_flag=True, default=False, help="Rewire the classifier too."),
     click.option("--dead", default="auto", metavar="auto|forbid|allow", help="Whether a channel may lose its last reader. "
                  "[default: auto]"),
     click.option("--skips", default="keep", metavar="keep|remove", help="Wiring kernel: the model's shortcuts. [default: keep]"),
+)  # fmt: skip
+_budget_options = _options(
+    click.option("--params", type=int, metavar="N", help="Instead of --density: at most N parameters."),
+    click.option("--macs", type=int, metavar="N", help="Instead of --density: at most N multiply-accumulates a sample."),
     click.option("--budget", default="links", metavar="links|params", help="Wiring kernel: what stays constant. [default: links]"),
     click.option("--init", default="he", metavar="he|dense", help="Wiring kernel: initialisation. [default: he]"),
-    click.option("--conv-to-linear", is_flag=True, help="Wiring kernel: links from maps to linear layers too."),
+    click.option("--conv-to-linear", is_flag=True, default=False, help="Wiring kernel: links from maps to linear layers too."),
     click.option("--min-in-degree", type=int, default=1, metavar="N", help="Wiring kernel: links that a channel keeps at least. "
                  "[default: 1]"),
 )  # fmt: skip
@@ -124,12 +127,10 @@ def _working(steps: int, *, quiet: bool) -> Iterator[Callable[[str], None]]:
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"), TimeElapsedColumn())
     hidden = quiet or not console.is_terminal
     with (
-        warnings.catch_warnings(),
+        _silenced() if quiet else contextlib.nullcontext(),
         Progress(*columns, console=console, transient=True, disable=hidden, redirect_stdout=False) as bar,
         contextlib.redirect_stdout(io.StringIO() if quiet else sys.stderr),
     ):
-        if quiet:
-            warnings.simplefilter("ignore")
         task = bar.add_task("starting", total=steps)
         done = -1
 
@@ -139,6 +140,19 @@ def _working(steps: int, *, quiet: bool) -> Iterator[Callable[[str], None]]:
             bar.update(task, description=text, completed=done)
 
         yield begin
+
+
+@contextlib.contextmanager
+def _silenced() -> Iterator[None]:
+    log = logging.getLogger("swcompile")
+    before = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        log.setLevel(before)
 
 
 def _show(document: Mapping[str, Any], shown: Sequence[RenderableType], *, as_json: bool, quiet: bool) -> None:
@@ -193,7 +207,8 @@ def cli() -> None:
 @click.option("--out", default="out", metavar="FOLDER", help="Where the result goes. [default: out]")
 @click.option("--force", is_flag=True, help="Replace a folder that swcompile wrote.")
 @click.option("--plan", "plan_file", metavar="PLAN.JSON", help="Apply this plan instead of making one.")
-@_wiring_options
+@_graph_options
+@_budget_options
 @_screen_options
 def transform(
     path: str,
@@ -215,7 +230,7 @@ def transform(
         _refuse_options(asked)
     with _working(4, quiet=quiet) as begin:
         begin("importing torch")
-        from swcompile import api, store, tables
+        from swcompile import api, plan, store, tables
 
         store.check_target(out, force=force)
         begin("building the model")
@@ -224,20 +239,24 @@ def transform(
         if plan_file is None:
             rewired = api.transform(found.model, examples, **asked)
         else:
-            rewired = api.apply(found.model, api.Plan.read(plan_file), examples)
+            rewired = api.apply(found.model, plan.Plan.read(plan_file), examples)
         begin(f"writing {out}")
         figures = api.ledger(rewired).as_dict()
         _write(out, found, rewired, _json(figures), force=force)
-    made: Any = rewired.swcompile
-    document = {"out": out, "model": found.entry_name, "plan": made.plan.digest, "ledger": figures}
-    notes = [(note.layer, note.reason) for note in made.plan.notes]
+    document = {"out": out, "model": found.entry_name, "plan": api.record(rewired).plan.digest, "ledger": figures}
+    notes = [(note["layer"], note["reason"]) for note in figures["notes"]]
     shown = [
-        f"{found.entry_name} of {path}, rewired",
+        f"{found.entry_name} of {path}, rewired: {_links(figures['links'])}",
         tables.ledger(figures["before"], figures["after"], notes),
         "",
         f"Written to {out}: model.py there has a build_model() that gives the rewired model.",
     ]
     _show(document, shown, as_json=as_json, quiet=quiet)
+
+
+def _links(count: Mapping[str, int]) -> str:
+    pruned = f", {count['pruned']:,} pruned" if count["pruned"] else ""
+    return f"{count['moved']:,} links moved, {count['kept']:,} kept{pruned}"
 
 
 def _refuse_options(asked: Mapping[str, Any]) -> None:
@@ -249,13 +268,13 @@ def _refuse_options(asked: Mapping[str, Any]) -> None:
 
 
 def _write(out: str, found: ModelFile, rewired: fx.GraphModule, ledger: str, *, force: bool) -> None:
-    from swcompile import modelfile, store
+    from swcompile import api, modelfile, store
 
     copies = {f"source/{file.relative_to(found.root).as_posix()}": file.read_bytes() for file in found.sources}
     source = next(iter(copies))
     program = MODEL_PY.format(source=source, entry=found.entry_name)
     extras = {**copies, "ledger.json": f"{ledger}\n".encode(), "model.py": program.encode()}
-    made: Any = rewired.swcompile
+    made = api.record(rewired)
     name = type(found.model).__name__
     store.write(out, made.plan, rewired.state_dict(), made.example_shapes, model=name, extras=extras, force=force)
     try:
@@ -301,7 +320,8 @@ if __name__ == "__main__":
 
 @cli.command(epilog=EXIT_CODES)
 @_model_options
-@_wiring_options
+@_graph_options
+@click.option("--points", type=int, default=20, metavar="N", help="How many values of p. [default: 20]")
 @_screen_options
 def analyze(path: str, entry: str | None, inputs: Sequence[str], as_json: bool, quiet: bool, **asked: Any) -> None:
     """Show the graph's figures over p, and the p that would be chosen.
@@ -320,7 +340,7 @@ def analyze(path: str, entry: str | None, inputs: Sequence[str], as_json: bool, 
 
 @cli.command(epilog=EXIT_CODES)
 @_model_options
-@_wiring_options
+@_graph_options
 @_screen_options
 def check(path: str, entry: str | None, inputs: Sequence[str], as_json: bool, quiet: bool, **asked: Any) -> None:
     """Say for each layer whether it can be rewired, and why not.
@@ -328,7 +348,7 @@ def check(path: str, entry: str | None, inputs: Sequence[str], as_json: bool, qu
     Nothing is rewired or written. Ends with 3 where no layer can be.
     """
     with _working(3, quiet=quiet) as begin:
-        found, analysis = _analyze(begin, path, entry, inputs, asked)
+        found, analysis = _analyze(begin, path, entry, inputs, {**asked, "points": 2})  # the sweep is not shown
     from swcompile import tables
 
     refused = dict(analysis.refused)
@@ -356,7 +376,8 @@ def _facts(found: ModelFile, analysis: Analysis) -> dict[str, Any]:
 
     return {
         "model": found.entry_name,
-        "example_inputs": analysis.input_shapes,
+        "example_inputs": [str(item) for item in analysis.example],
+        "inferred": analysis.inferred,
         "eligible": analysis.eligible,
         "refused": analysis.refused,
         "opaque": analysis.opaque,

@@ -6,7 +6,7 @@ Each takes plain data and returns something that rich prints. Names of layers ar
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from rich import box
@@ -18,28 +18,29 @@ from swcompile.graph import Layer, LayerGraph
 
 FIGURES: Mapping[str, str] = {
     "params": "parameters",
-    "stored_params": "parameters stored",
+    "stored_params": "parameters stored, masked ones too",
     "macs": "multiply-accumulates",
     "executed_macs": "multiply-accumulates run",
     "links": "links",
-    "long_range": "long-range links",
-    "kept": "links kept",
-    "moved": "links moved",
-    "pruned": "links pruned",
+    "long_range": "long-range share of links",
     "p_requested": "p requested",
     "p_achieved": "p achieved",
     "dead_channels": "dead channels",
     "V": "channels (V)",
     "E": "edges (E)",
+    "graph_density": "graph density",
     "C": "clustering (C)",
     "L": "path length (L)",
     "S": "small-worldness (S)",
-    "graph_density": "graph density",
+    "unreachable": "pairs without a path",
     "mean_path": "mean path, input to output",
     "effective_depth": "effective depth",
-    "features_alive": "feature maps kept alive",
+    "peak_bytes": "feature maps at once, bytes",
 }
-"""The figures of a ledger in the order in which they are shown, each with its name. Others follow under their own names."""
+"""The figures of a ledger that are shown, in this order; ledger.json holds more."""
+
+ONLY_WHERE_DIFFERENT: Mapping[str, str] = {"stored_params": "params", "executed_macs": "macs"}
+ONLY_AFTER = ("p_requested", "p_achieved")
 
 SHOWN_LAYERS = 8
 """How many layers are named behind a reason that they share."""
@@ -56,12 +57,25 @@ def ledger(before: Mapping[str, object], after: Mapping[str, object], notes: Ite
     path length (L)        2     1.5   -25.0%
     """
     table = _table("", "before >", "after >", "change >")
-    extra = (name for name in {**before, **after} if name not in FIGURES)
-    for name in (*FIGURES, *extra):
-        old, new = before.get(name), after.get(name)
-        if any(isinstance(value, int | float | str) for value in (old, new)):
-            table.add_row(Text(FIGURES.get(name, name.replace("_", " "))), _figure(old), _figure(new), _change(old, new))
-    return Group(table, *_reasons(notes))
+    for name, words in FIGURES.items():
+        old, new = None if name in ONLY_AFTER else before.get(name), after.get(name)
+        if _worth_a_row(name, before, after):
+            table.add_row(words, _figure(old), _figure(new), _change(old, new))
+    return Group(table, *_verdict(after.get("S")), *_reasons(notes))
+
+
+def _worth_a_row(name: str, before: Mapping[str, object], after: Mapping[str, object]) -> bool:
+    other = ONLY_WHERE_DIFFERENT.get(name)
+    if other is not None:
+        return (before.get(name), after.get(name)) != (before.get(other), after.get(other))
+    if name == "unreachable":
+        return bool(before.get(name) or after.get(name))
+    return before.get(name) is not None or after.get(name) is not None
+
+
+def _verdict(small_worldness: object) -> Iterator[Text]:
+    if isinstance(small_worldness, float) and small_worldness < 1:
+        yield Text("S is below 1: not a small world by the paper's measure (p='boundary' asks for one).")
 
 
 def sweep(rows: Iterable[tuple[float, float, float, float]], chosen: float, rule: str) -> RenderableType:
@@ -159,10 +173,10 @@ def _table(*headings: str) -> Table:
 
 
 def _reasons(notes: Iterable[tuple[str, str]]) -> list[Text]:
-    """Say each reason once, with the layers that it holds for."""
+    """Say each reason once, with the layers that it holds for; * stands for the whole model."""
     named: dict[str, list[str]] = {}
     for name, reason in notes:
-        named.setdefault(reason, []).append(name)
+        named.setdefault(reason, []).extend([] if name == "*" else [name])
     lines = []
     for reason, names in named.items():
         more = f" and {len(names) - SHOWN_LAYERS} more" if len(names) > SHOWN_LAYERS else ""

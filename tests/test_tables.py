@@ -32,24 +32,32 @@ def test_the_docstring_shows_what_is_printed():
 
 
 def test_the_ledger_knows_numbers_words_and_what_is_missing():
-    before = {"params": 1200, "dead_channels": 0, "S": float("nan"), "p_requested": None, "layers": ["a"]}
-    after = {"params": 900, "dead_channels": 2, "S": 1.23456, "p_requested": "auto", "new_figure": 3}
+    before = {"params": 1200, "stored_params": 1200, "dead_channels": 0, "S": float("nan"), "p_requested": 0.0, "other": 3}
+    after = {"params": 900, "stored_params": 900, "dead_channels": 2, "S": 1.23456, "p_requested": "auto", "unreachable": 0.0}
     rows = [line.split() for line in shown(tables.ledger(before, after)).splitlines()[2:]]
     assert rows == [
         ["parameters", "1,200", "900", "-25.0%"],
         ["p", "requested", "auto"],
         ["dead", "channels", "0", "2", "+2"],
         ["small-worldness", "(S)", "-", "1.235"],
-        ["new", "figure", "3"],
     ]
 
 
+def test_masked_weights_have_a_row_of_their_own():
+    assert "stored, masked ones too" in shown(tables.ledger({"params": 5, "stored_params": 5}, {"params": 5, "stored_params": 9}))
+
+
+def test_a_net_that_is_no_small_world_is_told():
+    assert "S is below 1: not a small world" in shown(tables.ledger({"S": 0.0}, {"S": 0.5}))
+    assert "S is below 1" not in shown(tables.ledger({"S": 0.0}, {"S": 1.0}))
+
+
 def test_layers_that_share_a_reason_are_named_together():
-    notes = [*((f"layer{index}", "too narrow") for index in range(10)), ("fc", "[bold]head[/]"), ("", "S is below 1")]
+    notes = [*((f"layer{index}", "too narrow") for index in range(10)), ("fc", "[bold]head[/]"), ("*", "of the whole")]
     text = shown(tables.ledger({}, {}, notes))
     assert "layer7 and 2 more: too" in " ".join(text.split())
     assert "fc: [bold]head[/]" in text
-    assert "\nS is below 1" in text
+    assert "\nof the whole" in text
 
 
 def test_the_sweep_marks_the_point_that_is_taken():

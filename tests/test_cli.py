@@ -1,0 +1,378 @@
+"""The command line as a user meets it: what it prints, writes and exits with."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from click import Option
+from torch import nn
+
+import swnet
+from swcompile import cli, modelfile
+from swcompile.plan import CHOICES
+
+NET = """
+from torch import nn
+from net_blocks import conv
+
+print("a print of the user's own")
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(conv(3, 16), *(conv(16, 16) for _ in range(6)))
+        self.head = nn.Linear(16, 10)
+
+    def forward(self, x):
+        return self.head(self.body(x).mean((2, 3)))
+"""
+
+BLOCKS = """
+from torch import nn
+
+
+def conv(inputs, outputs):
+    return nn.Sequential(nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU())
+"""
+
+STEM_ONLY = "from torch import nn\nmodel = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU())\n"
+
+WRITTEN = {"ledger.json", "manifest.json", "model.py", "plan.json", "weights.safetensors",
+           "source", "source/net.py", "source/net_blocks.py"}  # fmt: skip
+
+SHAPE = ("--input", "1x3x16x16")
+
+
+@dataclass(frozen=True)
+class Result:
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """A folder with a model of two files, as the working directory."""
+    (tmp_path / "net.py").write_text(NET)
+    (tmp_path / "net_blocks.py").write_text(BLOCKS)
+    monkeypatch.chdir(tmp_path)
+    before = set(sys.modules)
+    yield tmp_path
+    for name in set(sys.modules) - before:
+        if str(getattr(sys.modules[name], "__file__", "")).startswith(str(tmp_path)):
+            del sys.modules[name]
+
+
+@pytest.fixture
+def swcompile(project, capsys):
+    """Run a command line in this process."""
+
+    def run(*arguments: str) -> Result:
+        code = cli.run(arguments)
+        captured = capsys.readouterr()
+        for name in ("net", "net_blocks"):  # a command line starts with nothing imported
+            sys.modules.pop(name, None)
+        return Result(code, captured.out, captured.err)
+
+    return run
+
+
+def listing(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*")}
+
+
+# transform
+
+
+def test_transform_writes_everything_and_prints_the_ledger(swcompile, project):
+    result = swcompile("transform", "net.py", *SHAPE, "--p", "0.3")
+    assert result.code == 0, result.err
+    assert listing(project / "out") == WRITTEN
+    assert listing(project) - {f"out/{name}" for name in WRITTEN} == {"net.py", "net_blocks.py", "out"}
+    assert re.search(r"parameters +([\d,]+) +\1 *\n", result.out)
+    assert re.search(r"Net of net\.py, rewired: [\d,]+ links moved, [\d,]+ kept", result.out)
+    assert re.search(r"p achieved +0\.\d+", result.out)
+    assert "Written to out" in result.out
+    assert max(map(len, result.out.splitlines())) <= 80
+    assert "a print of the user's own" in result.err
+
+
+def test_nothing_written_names_this_machine(swcompile, project):
+    swcompile("transform", "net.py", *SHAPE)
+    for path in (project / "out").rglob("*"):
+        if path.is_file():
+            assert str(project).encode() not in path.read_bytes(), path
+
+
+def test_the_folder_builds_the_rewired_model_in_a_fresh_process(swcompile, project):
+    """Moved elsewhere, without the files it came from, and called `model` like the file inside it."""
+    assert swcompile("transform", "net.py", *SHAPE, "--p", "0.5").code == 0
+    (project / "elsewhere").mkdir()
+    moved = (project / "out").rename(project / "elsewhere" / "rewired")
+    original = modelfile.load_model(moved / "source" / "net.py").model
+    expected = swnet.load(moved, original).eval()
+    for name in ("net.py", "net_blocks.py"):
+        (project / name).unlink()
+    program = (
+        "import torch\nfrom model import build_model\nmodel = build_model().eval()\n"
+        "torch.save(model(torch.linspace(-1, 1, 2 * 3 * 16 * 16).view(2, 3, 16, 16)), 'result.pt')\n"
+    )
+    env = os.environ | {"PYTHONPATH": os.pathsep.join([str(moved), *sys.path])}
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=project, env=env, capture_output=True)
+    found = torch.load(project / "result.pt", weights_only=True)
+    x = torch.linspace(-1, 1, 2 * 3 * 16 * 16).view(2, 3, 16, 16)
+    torch.testing.assert_close(found, expected(x), rtol=1e-5, atol=1e-6)
+    assert not torch.allclose(found, original.eval()(x))
+
+
+def test_out_model_py_says_what_it_is_when_it_is_run(swcompile, project):
+    assert swcompile("transform", "net.py", *SHAPE, "--p", "0.3").code == 0
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    ran = subprocess.run([sys.executable, "out/model.py"], cwd=project, env=env, capture_output=True, text=True, check=True)
+    assert "wiring block, p = 0.3" in ran.stdout
+
+
+def test_the_same_seed_gives_the_same_plan(swcompile, project):
+    for name, seed in (("a", "4"), ("b", "4"), ("c", "5")):
+        assert swcompile("transform", "net.py", *SHAPE, "--p", "0.5", "--seed", seed, "--out", name).code == 0
+    plans = [(project / name / "plan.json").read_bytes() for name in "abc"]
+    assert plans[0] == plans[1] != plans[2]
+
+
+def test_a_plan_can_be_applied_again(swcompile, project):
+    assert swcompile("transform", "net.py", *SHAPE, "--p", "0.5", "--seed", "3").code == 0
+    result = swcompile("transform", "net.py", *SHAPE, "--plan", "out/plan.json", "--out", "again")
+    assert result.code == 0, result.err
+    assert (project / "again" / "plan.json").read_bytes() == (project / "out" / "plan.json").read_bytes()
+
+
+def test_a_plan_and_options_that_contradict_it_are_a_usage_error(swcompile, project):
+    result = swcompile("transform", "net.py", "--plan", "plan.json", "--p", "0.3", "--min-in-degree", "2")
+    assert (result.code, result.out) == (2, "")
+    assert "so does --p, --min-in-degree. Leave one of the two out" in result.err
+
+
+def test_json_is_all_that_stdout_carries(swcompile, project):
+    result = swcompile("transform", "net.py", *SHAPE, "--json")
+    document = json.loads(result.out)
+    assert (result.code, document["out"], document["model"]) == (0, "out", "Net")
+    assert document["ledger"] == json.loads((project / "out" / "ledger.json").read_text())
+    assert document["ledger"]["before"]["params"] == document["ledger"]["after"]["params"]
+
+
+def test_quiet_says_nothing_unless_it_fails(swcompile, project):
+    assert swcompile("transform", "net.py", *SHAPE, "--quiet") == Result(0, "", "")
+    again = swcompile("transform", "net.py", *SHAPE, "--quiet")
+    assert (again.code, again.out) == (2, "")
+    assert again.err.startswith("error: The folder out exists.")
+
+
+def test_force_replaces_the_folder(swcompile, project):
+    assert swcompile("transform", "net.py", *SHAPE, "--p", "0.5").code == 0
+    before = (project / "out" / "plan.json").read_bytes()
+    assert swcompile("transform", "net.py", *SHAPE, "--p", "0.5", "--seed", "9", "--force").code == 0
+    assert (project / "out" / "plan.json").read_bytes() != before
+    assert listing(project / "out") == WRITTEN
+
+
+def test_the_files_own_example_inputs_and_entry_are_used(swcompile, project):
+    (project / "net.py").write_text(
+        NET + "\nimport torch\nexample_inputs = torch.zeros(1, 3, 24, 24)\ndef other():\n    return Net()\n"
+    )
+    result = swcompile("transform", "net.py", "--entry", "other")
+    assert result.code == 0, result.err
+    manifest = json.loads((project / "out" / "manifest.json").read_text())
+    assert manifest["example_inputs"] == [[[1, 3, 24, 24], "float32"]]
+    assert "'other'" in (project / "out" / "model.py").read_text()
+    assert swcompile("transform", "net.py", "--entry", "other", "--force", *SHAPE).code == 0
+    manifest = json.loads((project / "out" / "manifest.json").read_text())
+    assert manifest["example_inputs"] == [[[1, 3, 16, 16], "float32"]]
+
+
+def test_a_model_that_reads_a_file_beside_it_gets_a_warning(swcompile, project):
+    (project / "width.txt").write_text("16")
+    (project / "net.py").write_text(NET + "\nfrom pathlib import Path\nPath(__file__).with_name('width.txt').read_text()\n")
+    result = swcompile("transform", "net.py", *SHAPE)
+    assert result.code == 0
+    assert re.search(r"warning: out/model\.py cannot build the model yet: .*FileNotFoundError", result.err)
+    assert "Copy the files it needs to out/source." in result.err
+
+
+def test_a_rewired_model_is_not_rewired_again(swcompile, project):
+    assert swcompile("transform", "net.py", *SHAPE).code == 0
+    result = swcompile("transform", "out/model.py", "--out", "twice")
+    assert (result.code, (project / "twice").exists()) == (2, False)
+    assert "builds a model that swcompile has rewired already" in result.err
+
+
+# analyze and check
+
+
+def test_analyze_shows_the_sweep_and_writes_nothing(swcompile, project):
+    before = listing(project)
+    result = swcompile("analyze", "net.py", *SHAPE, "--p", "boundary")
+    assert result.code == 0, result.err
+    assert "clustering" in result.out
+    assert "<- boundary: " in result.out
+    assert max(map(len, result.out.splitlines())) <= 80
+    assert listing(project) == before
+
+
+def test_analyze_as_json(swcompile):
+    document = json.loads(swcompile("analyze", "net.py", *SHAPE, "--json").out)
+    assert len({len(document["curve"][name]) for name in ("p", "C", "L", "S")}) == 1
+    assert document["curve"]["p"][0] == 0
+    assert document["curve"]["C"][0] == 0
+    assert document["p_requested"] == "auto"
+    assert 0 < document["p"] <= 1
+    assert "body.3.0" in document["eligible"]
+
+
+def test_check_has_a_row_for_each_layer_with_the_reason(swcompile, project):
+    before = listing(project)
+    result = swcompile("check", "net.py", *SHAPE)
+    assert result.code == 0, result.err
+    rows = {line.split()[0]: line for line in result.out.splitlines() if line[:1].isalnum()}
+    assert "no: " in rows["body.0.0"]
+    assert "no: " in rows["head"]
+    assert rows["body.3.0"].rstrip().endswith("yes")
+    assert re.search(r"\d of 8 layers can be rewired, [\d.]+% of their weights", result.out)
+    assert max(map(len, result.out.splitlines())) <= 80
+    assert listing(project) == before
+
+
+def test_check_as_json(swcompile):
+    document = json.loads(swcompile("check", "net.py", *SHAPE, "--json").out)
+    by_name = {layer["layer"]: layer for layer in document["layers"]}
+    assert len(by_name) == 8
+    assert by_name["body.0.0"]["refused"]
+    assert by_name["body.3.0"]["refused"] is None
+    assert by_name["body.3.0"]["weights"] == 16 * 16 * 9
+    assert by_name["body.3.0"]["macs"] == 16 * 16 * 9 * 16 * 16
+    assert document["share"]["layers"] == len(document["eligible"])
+
+
+def test_nothing_to_rewire_is_3_with_the_reasons(swcompile, project):
+    (project / "stem.py").write_text(STEM_ONLY)
+    for command in ("check", "transform"):
+        result = swcompile(command, "stem.py", *SHAPE)
+        assert result.code == 3, command
+        assert result.err.startswith("error: ")
+        assert "Traceback" not in result.err
+    assert "0: " in result.err  # transform names the layer and its reason
+    assert not (project / "out").exists()
+
+
+# Exit codes, help, and endings
+
+
+def test_a_bug_is_1_with_a_traceback_and_a_request(swcompile, monkeypatch):
+    def broken(*_: object, **__: object) -> nn.Module:
+        raise ZeroDivisionError("of ours")
+
+    monkeypatch.setattr("swcompile.api.transform", broken)
+    result = swcompile("transform", "net.py", *SHAPE)
+    assert (result.code, result.out) == (1, "")
+    assert "Traceback" in result.err
+    assert "This is a bug of swcompile" in result.err
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["transform"], ["bogus"], ["transform", "net.py", "--seed", "x"], ["check", "net.py", "--no"]]
+)
+def test_usage_errors_are_2(swcompile, arguments):
+    result = swcompile(*arguments)
+    assert (result.code, result.out) == (2, "")
+    assert "Usage: swcompile" in result.err
+
+
+@pytest.mark.parametrize("command", ["transform", "analyze", "check"])
+def test_help_documents_exit_codes_and_every_choice(swcompile, command):
+    result = swcompile(command, "--help")
+    assert result.code == 0
+    for code in ("0", "1", "2", "3", "130"):
+        assert re.search(rf"^    {code} +\w", result.out, re.MULTILINE), code
+    for name in CHOICES.keys() - (set() if command == "transform" else {"budget", "init"}):
+        assert f"--{name} {'|'.join(CHOICES[name])}" in result.out
+    assert max(map(len, result.out.splitlines())) <= 80
+
+
+@pytest.mark.parametrize("command", [cli.transform, cli.analyze, cli.check])
+def test_the_defaults_are_those_of_the_python_interface(command):
+    function = swnet.transform if command is cli.transform else swnet.analyze
+    wanted = {name: parameter.default for name, parameter in inspect.signature(function).parameters.items()}
+    found = {option.name: option.default for option in command.params if isinstance(option, Option)}
+    own = {"entry", "inputs", "out", "force", "plan_file", "as_json", "quiet"}
+    assert wanted.keys() - found.keys() == {"model", "example_inputs"} | ({"points"} if command is cli.check else set())
+    for name in found.keys() - own:
+        default = found[name] if isinstance(found[name], int | float | str) else None  # click's mark for "not given"
+        assert default == wanted[name], name
+
+
+def test_names_from_files_do_not_steer_the_terminal(swcompile, project):
+    (project / "evil.py").write_text("raise ValueError('\\x1b[2J\\x07')\n")
+    result = swcompile("check", "evil.py")
+    assert result.code == 2
+    assert "\x1b" not in result.err
+    assert "ValueError: ?[2J?" in result.err
+
+
+SLOW = {
+    "while the model is built": NET + "\nimport sys, time\nprint('ready', file=sys.stderr, flush=True)\ntime.sleep(60)\n",
+    "while the result is written": NET
+    + """
+import sys, time
+from swcompile import store
+
+write = store._write_files
+
+def slowly(fresh, *arguments):
+    write(fresh, *arguments)
+    print("ready", file=sys.stderr, flush=True)
+    time.sleep(60)
+
+store._write_files = slowly
+""",
+}
+
+
+@pytest.mark.parametrize("old", [False, True])
+@pytest.mark.parametrize("when", SLOW)
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupted_run_leaves_nothing_half_written(swcompile, project, when, old, number, code):
+    if old:
+        assert swcompile("transform", "net.py", *SHAPE).code == 0
+    (project / "net.py").write_text(SLOW[when])
+    before = {path: path.read_bytes() for path in project.rglob("*") if path.is_file()}
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "PYTHONDONTWRITEBYTECODE": "1"}
+    command = [sys.executable, "-m", "swcompile.cli", "transform", "net.py", *SHAPE, "--force"]
+    with subprocess.Popen(command, cwd=project, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if line.startswith("ready"):
+                break
+        time.sleep(0.1)
+        process.send_signal(number)
+        out, err = process.communicate(timeout=60)
+    assert (process.returncode, out) == (code, "")
+    assert "Traceback" not in err
+    assert {path: path.read_bytes() for path in project.rglob("*") if path.is_file()} == before
+
+
+def test_the_command_line_answers_without_torch():
+    program = "import sys, swcompile.cli\nassert swcompile.cli.run(['--help']) == 0\nassert 'torch' not in sys.modules\n"
+    subprocess.run(
+        [sys.executable, "-c", program], check=True, env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}, stdout=-3
+    )
