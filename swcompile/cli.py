@@ -12,6 +12,7 @@ import io
 import json
 import logging
 import math
+import os
 import signal
 import sys
 import traceback
@@ -156,12 +157,19 @@ def _silenced() -> Iterator[None]:
 
 
 def _show(document: Mapping[str, Any], shown: Sequence[RenderableType], *, as_json: bool, quiet: bool) -> None:
-    if as_json:
-        click.echo(_json(document))
-    elif not quiet:
-        console = Console(highlight=False)
+    text = f"{_json(document)}\n" if as_json else "" if quiet else _rendered(shown)
+    try:
+        click.echo(text, nl=False)
+    except BrokenPipeError:  # `| head` has read enough; let Python's own flush at the end go nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _rendered(shown: Sequence[RenderableType]) -> str:
+    console = Console(highlight=False)
+    with console.capture() as capture:
         for item in shown:
             console.print(item, markup=False)
+    return capture.get()
 
 
 def _json(document: object) -> str:

@@ -371,6 +371,18 @@ def test_an_interrupted_run_leaves_nothing_half_written(swcompile, project, when
     assert {path: path.read_bytes() for path in project.rglob("*") if path.is_file()} == before
 
 
+def test_a_reader_that_has_seen_enough_is_no_error(project):
+    """`swcompile check net.py | head -0`."""
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "PYTHONDONTWRITEBYTECODE": "1"}
+    command = [sys.executable, "-m", "swcompile.cli", "check", "net.py", *SHAPE]
+    with subprocess.Popen(command, cwd=project, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        process.stdout.close()
+        assert process.stderr is not None
+        err = process.stderr.read()
+    assert (process.returncode, err) == (0, "a print of the user's own\n")
+
+
 def test_the_command_line_answers_without_torch():
     program = "import sys, swcompile.cli\nassert swcompile.cli.run(['--help']) == 0\nassert 'torch' not in sys.modules\n"
     subprocess.run(
