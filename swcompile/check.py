@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import fx, nn
 
-from swcompile.graph import Layer, LayerGraph, Run, Tap, join_runs
+from swcompile.graph import Layer, LayerGraph, Run, Tap, join_runs, unreadable
 from swcompile.metrics import Figures, channel_graph, measure
 from swcompile.modules import RewiredModule
 from swcompile.plan import Note, Plan
@@ -138,7 +138,7 @@ def census(root: nn.Module, train_graph: fx.Graph, graph: LayerGraph) -> Census:
 
 def check(module: RewiredModule, plan: Plan, before: Census, example: Example) -> Ledger:
     """Return the ledger of a rewired module. A count that is not the promised one is an AssertionError: a bug of ours."""
-    after = layer_graph(module.graph, module, example)
+    after = layer_graph(module.graph, module, example, like=before.graph)
     taps = _read_back(after, before.graph) if not plan.bypassed else plan.taps()
     masks = _masks(module, before.graph)
     _compare_with_plan(taps, masks, plan, before.graph)
@@ -229,7 +229,7 @@ def _feature_of(run: Run, reader: Layer, graph: LayerGraph) -> list[tuple[str, i
         rest = run.cut(done, run.stop)
         for feature in (own, *graph.features):
             match = _match(rest, feature.runs)
-            if match is not None and (feature is own or _same_kind(feature.shape, own.shape)):
+            if match is not None and (feature is own or unreadable(graph, feature, reader, conv_to_linear=True) is None):
                 start, width = match
                 found.append((feature.name, start, start + width))
                 done += width
@@ -237,10 +237,6 @@ def _feature_of(run: Run, reader: Layer, graph: LayerGraph) -> list[tuple[str, i
         else:
             raise AssertionError(f"{reader.name} reads channels that no feature of the original holds: {rest}")
     return found
-
-
-def _same_kind(shape: tuple[int, ...], own: tuple[int, ...]) -> bool:
-    return len(shape) == len(own)
 
 
 def _match(run: Run, candidates: Sequence[Run]) -> tuple[int, int] | None:

@@ -84,13 +84,15 @@ class Producer:
     """Something that makes `channels` channels.
 
     `parts` holds, for a sum, the runs of each addend; for an opaque operation, the runs of each input it was computed from (for
-    paths only: its channels have no origin). It is empty for the network's input and for layers.
+    paths only: its channels have no origin). It is empty for the network's input and for layers. `axis` is, for an opaque value,
+    the axis on which somebody reads its channels.
     """
 
     name: str
     kind: ProducerKind
     channels: int
     parts: tuple[tuple[Run, ...], ...] = ()
+    axis: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -406,9 +408,11 @@ class GraphBuilder:
         self._position = self._position + 1 if position is None else position
         return self._position
 
-    def produce(self, name: str, kind: ProducerKind, channels: int, parts: Sequence[tuple[Run, ...]] = ()) -> tuple[Run, ...]:
+    def produce(
+        self, name: str, kind: ProducerKind, channels: int, parts: Sequence[tuple[Run, ...]] = (), axis: int | None = None
+    ) -> tuple[Run, ...]:
         """Add a producer and return the runs of the value it makes."""
-        self.producers.append(Producer(name, kind, channels, tuple(parts)))
+        self.producers.append(Producer(name, kind, channels, tuple(parts), axis))
         return (Run(0, channels, len(self.producers) - 1, 0),)
 
     def input(self, name: str, channels: int) -> tuple[Run, ...]:
@@ -508,15 +512,17 @@ class GraphBuilder:
         )
 
 
-def unreadable(graph: LayerGraph, feature: Feature, layer: Layer) -> str | None:
+def unreadable(graph: LayerGraph, feature: Feature, layer: Layer, *, conv_to_linear: bool = False) -> str | None:
     """Return why `layer` cannot tap `feature`, or None where it can.
 
-    Maps can be resampled to the reader's height and width; tokens and vectors must have the reader's very shape.
+    Maps can be resampled to the reader's height and width; tokens and vectors must have the reader's very shape. With
+    `conv_to_linear` a reader of vectors may tap a map, which is then pooled globally.
     """
     own = graph.feature_by_name[layer.feature]
+    pooled = conv_to_linear and feature.is_map and len(own.shape) == 2
     if feature.position >= layer.reads_at:
         return f"{feature.name} is computed after {layer.name} reads its input, so the tap would make a cycle"
-    if len(feature.shape) != len(own.shape) or feature.axis != own.axis:
+    if not pooled and (len(feature.shape) != len(own.shape) or feature.axis != own.axis):
         return (
             f"{feature.name} has shape {feature.shape} with channels on axis {feature.axis}, {own.name} {own.shape} on {own.axis}"
         )
@@ -529,6 +535,6 @@ def unreadable(graph: LayerGraph, feature: Feature, layer: Layer) -> str | None:
     if own.is_map:
         if max(feature.spatial) == 1 < max(own.spatial):
             return f"{feature.name} is a gate or a pooled vector of size {feature.spatial}, {own.name} a map of {own.spatial}"
-    elif feature.spatial != own.spatial:
+    elif not pooled and feature.spatial != own.spatial:
         return f"{feature.name} has tokens {feature.spatial}, {own.name} {own.spatial}"
     return None

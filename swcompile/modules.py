@@ -18,10 +18,11 @@ from torch.nn import functional
 
 from swcompile.trace.rules import declare, same
 
-_MAX_POOL: dict[int, Callable[..., Tensor]] = {1: functional.max_pool1d, 2: functional.max_pool2d, 3: functional.max_pool3d}
-_AVG_POOL: dict[int, Callable[..., Tensor]] = {1: functional.avg_pool1d, 2: functional.avg_pool2d, 3: functional.avg_pool3d}
-_ADAPTIVE_MAX = {1: functional.adaptive_max_pool1d, 2: functional.adaptive_max_pool2d, 3: functional.adaptive_max_pool3d}
-_ADAPTIVE_AVG = {1: functional.adaptive_avg_pool1d, 2: functional.adaptive_avg_pool2d, 3: functional.adaptive_avg_pool3d}
+_Pools = dict[int, Callable[..., Tensor]]
+_MAX_POOL: _Pools = {1: functional.max_pool1d, 2: functional.max_pool2d, 3: functional.max_pool3d}
+_AVG_POOL: _Pools = {1: functional.avg_pool1d, 2: functional.avg_pool2d, 3: functional.avg_pool3d}
+_ADAPTIVE_MAX: _Pools = {1: functional.adaptive_max_pool1d, 2: functional.adaptive_max_pool2d, 3: functional.adaptive_max_pool3d}
+_ADAPTIVE_AVG: _Pools = {1: functional.adaptive_avg_pool1d, 2: functional.adaptive_avg_pool2d, 3: functional.adaptive_avg_pool3d}
 
 
 def resample(x: Tensor, like: Tensor, kind: str) -> Tensor:
@@ -49,11 +50,9 @@ def resample(x: Tensor, like: Tensor, kind: str) -> Tensor:
     if kind == "stride":
         return x[(slice(None), slice(None), *(slice(None, None, times) for times in ratio))] if whole else _nearest(x, size)
     if whole:
-        return _MAX_POOL[len(size)](x, ratio) if kind == "max" else _AVG_POOL[len(size)](x, ratio)
+        return (_MAX_POOL if kind == "max" else _AVG_POOL)[len(size)](x, ratio)
     adaptive = _ADAPTIVE_MAX if kind == "max" else _ADAPTIVE_AVG
-    pooled = adaptive[len(size)](x, tuple(size))
-    assert isinstance(pooled, Tensor)
-    return pooled
+    return adaptive[len(size)](x, tuple(size))
 
 
 def _nearest(x: Tensor, size: Sequence[int]) -> Tensor:

@@ -411,7 +411,7 @@ def verify(plan: Plan, graph: LayerGraph) -> None:
     if len(set(names)) < len(names):
         raise SwnetError("The plan wires a layer twice; make a new plan with swnet.plan(model).")
     for wiring in plan.layers:
-        _verify_layer(wiring, graph)
+        _verify_layer(wiring, graph, plan.options.conv_to_linear)
     params, macs = promised_change(plan.layers, graph)
     if (plan.promise.params, plan.promise.macs) != (params, macs):
         raise SwnetError(
@@ -420,7 +420,7 @@ def verify(plan: Plan, graph: LayerGraph) -> None:
         )
 
 
-def _verify_layer(wiring: LayerWiring, graph: LayerGraph) -> None:
+def _verify_layer(wiring: LayerWiring, graph: LayerGraph, conv_to_linear: bool) -> None:
     layer = graph.layer_by_name.get(wiring.layer)
     if layer is None:
         raise SwnetError(f"The plan wires a layer {wiring.layer!r}, which the model does not have.")
@@ -435,7 +435,7 @@ def _verify_layer(wiring: LayerWiring, graph: LayerGraph) -> None:
             raise SwnetError(f"In the plan, {layer.name} taps a feature {tap.feature!r}, which the model does not have.")
         if tap.stop > feature.channels:
             raise SwnetError(f"In the plan, {layer.name} taps {tap}; {tap.feature} has {feature.channels} channels.")
-        reason = None if tap.feature == layer.feature else unreadable(graph, feature, layer)
+        reason = None if tap.feature == layer.feature else unreadable(graph, feature, layer, conv_to_linear=conv_to_linear)
         if reason is not None:
             raise SwnetError(f"In the plan, {layer.name} cannot tap {tap}: {reason}.")
         spans.setdefault(tap.feature, []).append((tap.start, tap.stop))
@@ -462,7 +462,7 @@ def _overlap(spans: Sequence[tuple[int, int]]) -> bool:
 def promised_change(wirings: Sequence[LayerWiring], graph: LayerGraph) -> tuple[int, int]:
     """Return by how many parameters and multiply-accumulates per sample the wirings change the model.
 
-    Masked layers count live links; a layer with fewer columns loses their weights and what its own norms carry per channel.
+    Masked layers count live links; a layer that reads fewer or more channels loses or gains what its own norms carry for each.
     """
     params = macs = 0
     for wiring in wirings:
@@ -470,7 +470,6 @@ def promised_change(wirings: Sequence[LayerWiring], graph: LayerGraph) -> tuple[
         live = wiring.width // layer.groups * layer.out_channels if wiring.mask is None else int(wiring.mask.sum())
         change = (live - layer.links) * layer.kernel_area
         params += change
+        params += (wiring.width - layer.in_channels) * layer.chain_params
         macs += change * layer.positions
-        if wiring.mask is None:
-            params += (wiring.width - layer.in_channels) * layer.chain_params
     return params, macs

@@ -21,6 +21,9 @@ from swcompile.modules import MASKED, gather
 from swcompile.plan import LayerWiring, Plan
 from swcompile.trace import Traced
 
+NEW = -1
+"""Marks a channel that a layer's own norm has not seen before."""
+
 
 @dataclass(frozen=True)
 class _Site:
@@ -61,7 +64,7 @@ def _rewrite_graph(
 def _bypass(nodes: dict[str, fx.Node], name: str, kept: int) -> None:
     """Replace a sum by one of its addends, for its readers and for taps of it."""
     node = nodes[name]
-    nodes[name] = node.all_input_nodes[kept]
+    nodes[name] = [source for source in node.all_input_nodes if source.op != "get_attr"][kept]
     node.replace_all_uses_with(nodes[name])
 
 
@@ -81,14 +84,19 @@ def _change_module(root: nn.Module, layer: Layer, wiring: LayerWiring, plan: Pla
     path = layer.name
     if wiring.mask is not None:
         root.set_submodule(path, _masked(root.get_submodule(path), layer, wiring, plan))
+        own, columns = _own_columns(layer, wiring)
+        index = torch.full((wiring.width,), NEW)
+        index[own] = columns
     elif wiring.width < layer.in_channels:
         _refuse_unsliceable(root, layer)
-        columns = torch.cat([torch.arange(start, stop) for start, stop in wiring.columns])
-        _slice_layer(root.get_submodule(path), columns)
-        targets = {node.name: str(node.target) for node in graph.nodes if node.op == "call_module"}
-        for name in layer.chain:
-            if name in targets:
-                _slice_norm(root.get_submodule(targets[name]), columns)
+        index = torch.cat([torch.arange(start, stop) for start, stop in wiring.columns])
+        _slice_layer(root.get_submodule(path), index)
+    else:
+        return
+    targets = {node.name: str(node.target) for node in graph.nodes if node.op == "call_module"}
+    for name in layer.chain:
+        if name in targets:
+            _refit_norm(root.get_submodule(targets[name]), index)
 
 
 def _refuse_unsliceable(root: nn.Module, layer: Layer) -> None:
@@ -127,16 +135,21 @@ def _slice_layer(module: Any, columns: Tensor) -> None:
     module.in_channels = len(columns)
 
 
-def _slice_norm(module: Any, columns: Tensor) -> None:
-    """Keep the channels `columns` of a norm or activation that belongs to one reader."""
+def _refit_norm(module: Any, index: Tensor) -> None:
+    """Fit a norm or activation that belongs to one reader to its new input: channel i is index[i] of before, or NEW.
+
+    New channels start as a fresh norm does: statistics of mean 0 and variance 1, scale 1, shift 0; a PReLU with slope 0.25.
+    """
     for name, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
         if tensor is None or tensor.dim() != 1 or tensor.numel() == 1:
             continue
-        kept = tensor.detach().index_select(0, columns.to(tensor.device))
-        setattr(module, name, _parameter(tensor, kept) if isinstance(tensor, nn.Parameter) else kept)
+        start = 0.25 if isinstance(module, nn.PReLU) else 1.0 if name in ("weight", "running_var") else 0.0
+        where = index.to(tensor.device)
+        fitted = torch.where(where == NEW, tensor.new_tensor(start), tensor.detach().index_select(0, where.clamp_min(0)))
+        setattr(module, name, _parameter(tensor, fitted) if isinstance(tensor, nn.Parameter) else fitted)
     for attribute in ("num_features", "num_parameters"):
         if getattr(module, attribute, 1) > 1:
-            setattr(module, attribute, len(columns))
+            setattr(module, attribute, len(index))
 
 
 def _parameter(like: Tensor, value: Tensor) -> nn.Parameter:

@@ -64,14 +64,19 @@ def _trace(root: nn.Module, example: Example, inferred: bool, mode: FakeTensorMo
     return Traced(root, captured.train_graph, captured.eval_graph, graph, names, example, inferred)
 
 
-def layer_graph(graph: fx.Graph, root: nn.Module, example: Example, mode: FakeTensorMode | None = None) -> LayerGraph:
-    """Write shapes into a graph and read its layers and features off it; nothing is computed."""
+def layer_graph(
+    graph: fx.Graph, root: nn.Module, example: Example, mode: FakeTensorMode | None = None, like: LayerGraph | None = None
+) -> LayerGraph:
+    """Write shapes into a graph and read its layers and features off it; nothing is computed.
+
+    `mode` is the one in which the tensors of `root` are fake, None where they are real; `like` the graph before rewriting.
+    """
     if mode is None:
         mode = FakeTensorMode(allow_non_fake_inputs=True)
         propagate(graph, skeleton(root, mode), example, mode)
     else:
         propagate(graph, root, example, mode)
-    return extract(graph, root, type(root).__name__)
+    return extract(graph, root, type(root).__name__, like)
 
 
 def _match_modes(train: LayerGraph, evaluation: LayerGraph) -> tuple[LayerGraph, dict[str, str]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,16 +20,24 @@ from swcompile.trace.values import CONSTANT, Value, from_runs, opaque, to_runs
 Convolution = (nn.modules.conv._ConvNd,)
 
 
-def extract(graph: fx.Graph, root: nn.Module, name: str) -> LayerGraph:
-    """Return the LayerGraph of a traced graph whose nodes carry shapes (swcompile.trace.shapes.propagate)."""
-    return _Extraction(graph, root, name).run()
+def extract(graph: fx.Graph, root: nn.Module, name: str, like: LayerGraph | None = None) -> LayerGraph:
+    """Return the LayerGraph of a traced graph whose nodes carry shapes (swcompile.trace.shapes.propagate).
+
+    An opaque value becomes a producer where somebody reads its channels, and whoever comes later must find the same one. So a
+    first pass finds those values and their channel axes, and the second lets each be a producer from the start. `like` is the
+    graph of the same network before it was rewritten, whose opaque values keep their identity.
+    """
+    first = like if like is not None else _Extraction(graph, root, name, {}).run()
+    read = {made.name: made.axis for made in first.producers if made.kind == "opaque" and made.axis is not None}
+    return _Extraction(graph, root, name, read).run() if read or like is not None else first
 
 
 class _Extraction:
     """One pass over the nodes in topological order; implements rules.Context."""
 
-    def __init__(self, graph: fx.Graph, root: nn.Module, name: str) -> None:
+    def __init__(self, graph: fx.Graph, root: nn.Module, name: str, opaque_axes: Mapping[str, int]) -> None:
         self.graph = graph
+        self.opaque_axes = opaque_axes
         self.modules = dict(root.named_modules(remove_duplicate=False))
         self.build = GraphBuilder(name)
         self.values: dict[fx.Node, rules.Result] = {}
@@ -43,8 +51,20 @@ class _Extraction:
 
     def run(self) -> LayerGraph:
         for node in self.graph.nodes:
-            self.values[node] = self._visit(node)
+            made = self._visit(node)
+            if isinstance(made, Value) and not made.known and not made.constant and node.name in self.opaque_axes:
+                made = self._materialise(node, made, self.opaque_axes[node.name])
+            self.values[node] = made
         return self.build.finish()
+
+    def _materialise(self, node: fx.Node, value: Value, axis: int) -> Value:
+        """Give an opaque value channels of its own along `axis`, under the node's name."""
+        spec = spec_of(node)
+        assert spec is not None
+        self.consume(value)
+        made = self._opaque_producer(node.name, spec.shape[axis], value, axis)
+        self.values[node] = made
+        return made
 
     # What rules ask for.
 
@@ -56,33 +76,43 @@ class _Extraction:
         found = self.values.get(node, CONSTANT) if isinstance(node, fx.Node) else CONSTANT
         return opaque(*found) if isinstance(found, list) else found
 
-    def union(self, name: str, values: Sequence[Value]) -> Value:
+    def union(self, name: str, nodes: Sequence[fx.Node]) -> Value:
+        values = [self.value(node) for node in nodes]
         known = next((value for value in values if value.known), None)
         if known is None or known.ids is None:
             return opaque(*values)
-        parts = [self._fitted(name, place, value, known) for place, value in enumerate(values) if not value.constant]
+        parts = [self._fitted(f"{name}.{place}", node, known) for place, node in enumerate(nodes)]
         size = known.ids.size
         runs = self.build.produce(name, "sum", size, [to_runs(part) for part in parts])
         made = from_runs(runs, 0).ids
         assert made is not None
         return Value(made.reshape(known.ids.shape), known.axes)
 
-    def _fitted(self, name: str, place: int, value: Value, known: Value) -> Any:
-        """Return a value's ids in the order of `known`, as a new opaque producer where it has none that match."""
+    def _fitted(self, name: str, node: fx.Node, known: Value) -> Any:
+        """Return a value's ids in the order of `known`, as an opaque producer where it has none that match."""
         assert known.ids is not None
+        value, spec = self.value(node), spec_of(node)
+        if not value.known and not value.constant and len(known.axes) == 1 and spec is not None:
+            axis = known.axes[0]
+            if axis < len(spec.shape) and spec.shape[axis] == known.ids.size:
+                value = self._materialise(node, value, axis)
         if value.ids is not None and value.axes == known.axes and value.ids.shape == known.ids.shape:
             return value.ids.reshape(-1)
         self.consume(value)
-        return self._opaque_producer(f"{name}.{place}", known.ids.size, value).ids
+        return self._opaque_producer(name, known.ids.size, value).ids
 
-    def _opaque_producer(self, name: str, channels: int, source: Value, axis: int = 0) -> Value:
+    def _opaque_producer(self, name: str, channels: int, source: Value, axis: int | None = None) -> Value:
         parts = [(Run(0, self.build.producers[parent].channels, parent, 0),) for parent in sorted(source.producers())]
-        return from_runs(self.build.produce(name, "opaque", channels, parts), axis)
+        return from_runs(self.build.produce(name, "opaque", channels, parts, axis), axis or 0)
 
-    def concatenate(self, name: str, values: Sequence[Value], specs: Sequence[Spec], axis: int) -> Value:
+    def concatenate(self, name: str, nodes: Sequence[fx.Node], axis: int) -> Value:
         ids: list[NDArray[np.int64]] = []
-        for place, (value, spec) in enumerate(zip(values, specs, strict=True)):
-            if value.ids is None or value.axes != (axis,):
+        for place, node in enumerate(nodes):
+            value, spec = self.value(node), spec_of(node)
+            assert spec is not None
+            if not value.known and not value.constant:
+                value = self._materialise(node, value, axis)
+            if value.axes != (axis,):
                 self.consume(value)
                 value = self._opaque_producer(f"{name}.{place}", spec.shape[axis], value)
             assert value.ids is not None
@@ -238,8 +268,11 @@ class _Extraction:
         if name in self.build.features and self.build.features[name].axis != axis:
             name = f"{name}.axis{axis}"
         if name not in self.build.features and (value.ids is None or value.axes != (axis,)):
-            self.consume(value)
-            value = self._opaque_producer(name, spec.shape[axis], value)
+            if name == node.name and not value.known and not value.constant:
+                value = self._materialise(node, value, axis)
+            else:
+                self.consume(value)
+                value = self._opaque_producer(name, spec.shape[axis], value)
         runs = to_runs(value.ids) if value.ids is not None else ()
         return self.build.feature(name, runs, spec.shape, axis=axis, position=self.order[node], dtype=str(spec.dtype)[6:])
 

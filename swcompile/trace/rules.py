@@ -27,11 +27,11 @@ class Context(Protocol):
     def value(self, node: object) -> Value:
         """Return the value of a node; numbers and parameters are CONSTANT."""
 
-    def union(self, name: str, values: Sequence[Value]) -> Value:
-        """Return values added up: each channel has the origins of all."""
+    def union(self, name: str, nodes: Sequence[fx.Node]) -> Value:
+        """Return the values of nodes added up: each channel has the origins of all."""
 
-    def concatenate(self, name: str, values: Sequence[Value], specs: Sequence[Spec], axis: int) -> Value:
-        """Return values one after another along `axis`."""
+    def concatenate(self, name: str, nodes: Sequence[fx.Node], axis: int) -> Value:
+        """Return the values of nodes one after another along `axis`."""
 
     def consume(self, value: Value) -> None:
         """Note that something other than a layer reads the value."""
@@ -184,15 +184,16 @@ def concatenated(node: fx.Node, context: Context) -> Result:
     spec = spec_of(node)
     if not isinstance(parts, tuple | list) or spec is None or not all(isinstance(part, fx.Node) for part in parts):
         return opaque()
-    values, specs = [context.value(part) for part in parts], [spec_of(part) for part in parts]
+    values = [context.value(part) for part in parts]
     known = next((value for value in values if value.known), None)
-    if known is None or any(found is None for found in specs):
+    if known is None or any(spec_of(part) is None for part in parts):
         return opaque(*values)
     dim = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else 0)
     axis = int(dim) % len(spec.shape) if isinstance(dim, int) else -1
     if known.axes == (axis,):
-        return context.concatenate(node.name, values, [found for found in specs if found is not None], axis)
-    return context.union(node.name, values) if axis >= 0 and axis not in known.axes else opaque(*values)
+        return context.concatenate(node.name, parts, axis)
+    carried = [part for part in parts if not context.value(part).constant]
+    return context.union(node.name, carried) if axis >= 0 and axis not in known.axes else opaque(*values)
 
 
 def split(node: fx.Node, context: Context) -> Result:
@@ -310,12 +311,12 @@ def _combined(node: fx.Node, context: Context, *, gates: bool) -> Result:
             for place, value in enumerate(values):
                 if place != full[0]:
                     context.consume(value)
-            values = [values[full[0]]]
+            operands, values = [operands[full[0]]], [values[full[0]]]
     first = next((value for value in values if value.known), values[0])
     if not _sizes_match(first, spec):
         return opaque(*values)
-    distinct = [value for place, value in enumerate(values) if not any(_equal(value, other) for other in values[:place])]
-    return distinct[0] if len(distinct) == 1 else context.union(node.name, distinct)
+    distinct = [place for place, value in enumerate(values) if not any(_equal(value, other) for other in values[:place])]
+    return values[0] if len(distinct) == 1 else context.union(node.name, [operands[place] for place in distinct])
 
 
 def _shape(node: fx.Node) -> tuple[int, ...]:

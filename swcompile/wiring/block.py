@@ -165,7 +165,7 @@ class BlockWiring:
         if self.options.dead != "allow":
             repair = self._repair(drawn)
             repair.hand_over(last_first=True)
-            most = len(drawn) if self.options.dead == "forbid" else len(drawn) // 2
+            most = len(drawn) if self.options.dead == "forbid" else len(drawn) * 3 // 4
             if repair.forbid(exchange=self.options.density == 1, most=most):
                 return repair.moves, repair.readers, False
         repair = self._repair(drawn)
@@ -233,7 +233,7 @@ class BlockWiring:
 _WHY_DEAD = {
     "allow": "later layers have no slot left for them (dead='forbid' moves fewer blocks instead)",
     "auto": "most maps have a single reader, so that a long tap leaves one block behind it unread "
-    "(dead='forbid' would undo more than half of the moves)",
+    "(dead='forbid' would undo more than three quarters of the moves)",
 }
 
 

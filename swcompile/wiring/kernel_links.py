@@ -51,11 +51,7 @@ def number_sources(graph: LayerGraph) -> tuple[dict[str, Ints], int]:
 
 def tappable(graph: LayerGraph, feature: Feature, layer: Layer, conv_to_linear: bool) -> bool:
     """Say whether the layer can read the feature: as it is, resampled, or pooled to a vector where that was asked for."""
-    if unreadable(graph, feature, layer) is None:
-        return True
-    own = graph.feature_by_name[layer.feature]
-    vector = len(own.shape) == 2 and feature.is_map and feature.shape[0] == own.shape[0] and feature.dtype == own.dtype
-    return conv_to_linear and vector and feature.position < layer.reads_at
+    return unreadable(graph, feature, layer, conv_to_linear=conv_to_linear) is None
 
 
 @dataclass(frozen=True)
