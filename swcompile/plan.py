@@ -12,7 +12,7 @@ import binascii
 import dataclasses
 import hashlib
 import json
-import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -101,7 +101,7 @@ class Options:
 
 
 def _is_real(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def _is_count(value: object, *, at_least: int) -> bool:
@@ -300,7 +300,7 @@ class _Reader:
         if isinstance(options.p, str):
             raise SwnetError("The plan's options.p is a policy; a plan holds the number that was chosen.")
         requested = self._get("requested_p")
-        if not isinstance(requested, int | float | str) or isinstance(requested, bool):
+        if not isinstance(requested, str) and not _is_real(requested):
             raise self._wrong("requested_p", "a number or the name of a policy", requested)
         return Plan(
             fingerprint=self._text("fingerprint"),

@@ -12,7 +12,7 @@ import torch
 from torch import fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from swcompile.errors import SwnetError
+from swcompile.errors import NothingToDoError, SwnetError
 from swcompile.trace.capture import LAYER_TYPES, skeleton
 
 SHAPE = "swcompile_shape"
@@ -75,7 +75,7 @@ def infer_example(model: nn.Module) -> Example:
     """
     first = next((module for module in model.modules() if isinstance(module, (*LAYER_TYPES, nn.Embedding))), None)
     if first is None:
-        raise SwnetError(f"{type(model).__name__} has no convolution, linear or embedding layer, so there is nothing to rewire.")
+        raise NothingToDoError(f"{type(model).__name__} has no convolution, linear or embedding layer: there is nothing to rewire.")
     best: tuple[int, Example] | None = None
     mode = FakeTensorMode()
     copy = skeleton(model, mode).train()
@@ -174,9 +174,13 @@ def propagate(graph: fx.Graph, root: nn.Module, example: Example, mode: FakeTens
     except Exception as error:
         shapes = ", ".join(map(str, example))
         raise SwnetError(
-            f"The inputs ({shapes}) do not fit {type(root).__name__}: {str(error).splitlines()[0]} "
+            f"The inputs ({shapes}) do not fit {type(root).__name__}: {_first_line(error)}. "
             "Pass example_inputs (or --input 1x3x224x224) of the shape that the model takes."
         ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
 def _check_arity(graph: fx.Graph, example: Sequence[Any]) -> None:
@@ -184,7 +188,8 @@ def _check_arity(graph: fx.Graph, example: Sequence[Any]) -> None:
     needed = [node for node in places if not node.args]
     if not len(needed) <= len(example) <= len(places):
         names = ", ".join(str(node.target) for node in places)
-        raise SwnetError(f"The model takes {len(needed)} to {len(places)} inputs ({names}); {len(example)} were given.")
+        takes = f"{len(needed)}" if len(needed) == len(places) else f"{len(needed)} to {len(places)}"
+        raise SwnetError(f"The model takes {takes} inputs ({names}); {len(example)} were given. Pass one example for each.")
 
 
 def spec_of(node: fx.Node) -> Spec | None:
