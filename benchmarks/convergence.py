@@ -59,7 +59,7 @@ class Grid:
     arms: tuple[Arm, ...]
     epochs: int
     batch: int = 128
-    lr: float = 0.1
+    lr: float = 0.05
     momentum: float = 0.9
     weight_decay: float = 5e-4
     train_images: int | None = None
@@ -202,9 +202,9 @@ Curve = Sequence[Mapping[str, Any]]
 def reached(curve: Curve, key: str, target: float) -> int | None:
     """Return the step of the first evaluation around which the median of three is at or below the target, or None."""
     values = [record[key] for record in curve]
-    for place, record in enumerate(curve):
-        if statistics.median(values[max(0, place - 1) : place + 2]) <= target:
-            return int(record["step"])
+    for place in range(1, len(curve)):
+        if statistics.median(values[place - 1 : place + 2]) <= target:
+            return int(curve[place]["step"])
     return None
 
 
@@ -253,7 +253,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--quick", action="store_true", required=True, help="the small grid, the only one so far")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="seeds of weights, data order and topology (default: 0)")
     parser.add_argument("--p", type=float, default=QUICK_P, help="the rewired arm's p (default: 0.3)")
-    parser.add_argument("--lr", type=float, default=QUICK.lr, help="the peak of the schedule, for all arms (default: 0.1)")
+    parser.add_argument("--lr", type=float, default=QUICK.lr, help="the peak of the schedule, for all arms (default: 0.05)")
     parser.add_argument("--report", action="store_true", help="do not train; print the table from the curves")
     parser.add_argument("--results", type=Path, default=RESULTS / "convergence", help="where the curves lie")
     options = parser.parse_args(arguments)
