@@ -93,7 +93,8 @@ class Ledger:
 
     @property
     def links_pruned(self) -> int:
-        return sum(count.pruned for count in self.layers)
+        """Links that are gone: one that wiring `kernel` moved to another layer left its own, and is not among them."""
+        return max(self.before.links - self.links_kept - self.links_moved, 0)
 
     def as_dict(self) -> dict[str, Any]:
         """Return the ledger as plain numbers, texts, lists and dictionaries, for JSON."""
@@ -266,12 +267,11 @@ def _compare_with_plan(taps: Mapping[str, Sequence[Tap]], masks: Masks, plan: Pl
 
 
 def _count(layer: Layer, taps: Mapping[str, Sequence[Tap]], masks: Masks, graph: LayerGraph) -> LayerCount:
-    reads = taps.get(layer.name)
-    if reads is None:
+    reads, mask = taps.get(layer.name), masks.get(layer.name)
+    if reads is None and mask is None:
         return LayerCount(layer.name, layer.links, 0, 0)
     own = _channels(graph.feature_by_name[layer.feature].runs)
-    kept = np.isin(_channels(graph.runs_of(reads)), own)
-    mask = masks.get(layer.name)
+    kept = np.isin(_channels(graph.runs_of(reads if reads is not None else graph.reads(layer))), own)
     per_column = mask.sum(0) if mask is not None else np.full(len(kept), layer.out_channels // layer.groups)
     stayed, moved = int(per_column[kept].sum()), int(per_column[~kept].sum())
     return LayerCount(layer.name, stayed, moved, max(layer.links - stayed - moved, 0))
