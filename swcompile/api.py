@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import nn
 
 from swcompile import store
 from swcompile.check import Ledger, census, check
@@ -16,7 +16,7 @@ from swcompile.errors import NothingToDoError, SwnetError
 from swcompile.graph import LayerGraph
 from swcompile.metrics import Figures, channel_graph, measure
 from swcompile.modules import RewiredModule
-from swcompile.optimize import optimize
+from swcompile.optimize import optimize, restore_in_place
 from swcompile.plan import Note, Options, Plan, verify
 from swcompile.rewrite import rewrite
 from swcompile.trace import Example, Traced, trace, trace_structure
@@ -275,15 +275,12 @@ def _carry_out(traced: Traced, made: Plan) -> RewiredModule:
     verify(made, traced.graph)
     counted = census(traced.root, traced.train_graph, traced.graph)
     rewrite(traced, made)
-    for graph in _graphs(traced):
+    for graph in traced.graphs:
         optimize(graph)
+    restore_in_place(traced)
     module = RewiredModule.assemble(traced.root, traced.train_graph, traced.eval_graph)
     module.swcompile = Record(made, traced.example, check(module, made, counted, traced.example))
     return module
-
-
-def _graphs(traced: Traced) -> tuple[fx.Graph, ...]:
-    return (traced.train_graph,) if traced.eval_graph is None else (traced.train_graph, traced.eval_graph)
 
 
 def _refuse_nested(example: tuple[Any, ...]) -> None:

@@ -14,13 +14,15 @@ import operator
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import fx
 
 from swcompile.modules import gather, resample
+from swcompile.trace import Traced
 from swcompile.trace.capture import UNREAD
-from swcompile.trace.purify import SHARED_MEMORY, WRITES
+from swcompile.trace.purify import SHARED_MEMORY, WRITES, is_view
 from swcompile.trace.shapes import spec_of
 
 Pass = Callable[[fx.Graph], None]
@@ -230,6 +232,25 @@ def drop_unread(graph: fx.Graph) -> None:
 
 def _stays(node: fx.Node) -> bool:
     return node.op in ("placeholder", "output") or UNREAD in node.meta or WRITES in node.meta or bool(node.is_impure())
+
+
+def restore_in_place(traced: Traced) -> None:
+    """Let modules that worked in place do so again where nobody else reads what they overwrite.
+
+    Only a value with one reader that is no view qualifies: a tap, or a piece of a split, keeps its own memory.
+    """
+    for path in traced.in_place:
+        sites = [[node for node in graph.nodes if node.op == "call_module" and node.target == path] for graph in traced.graphs]
+        if all(len(nodes) <= 1 and all(_overwritable(node) for node in nodes) for nodes in sites):
+            module: Any = traced.root.get_submodule(path)
+            module.inplace = True
+
+
+def _overwritable(node: fx.Node) -> bool:
+    source = node.args[0] if node.args else None
+    if not isinstance(source, fx.Node) or len(source.users) > 1 or SHARED_MEMORY in source.meta:
+        return False
+    return source.op in ("call_module", "call_function", "call_method") and not is_view(source)
 
 
 def _gathers(graph: fx.Graph) -> list[fx.Node]:

@@ -21,6 +21,7 @@ class Traced:
 
     `graph` describes `train_graph`. Where eval mode runs other code, `eval_graph` is not None and `eval_names` translates the
     fx node names of features, chains and layers. `example` holds the shapes that were traced, `inferred` whether we chose them.
+    `in_place` are the paths of modules that worked in place in the original.
     """
 
     root: nn.Module
@@ -30,6 +31,12 @@ class Traced:
     eval_names: dict[str, str]
     example: Example
     inferred: bool
+    in_place: frozenset[str] = frozenset()
+
+    @property
+    def graphs(self) -> tuple[fx.Graph, ...]:
+        """The graph for train mode, and the one for eval mode where it differs."""
+        return (self.train_graph,) if self.eval_graph is None else (self.train_graph, self.eval_graph)
 
 
 def trace(model: nn.Module, example_inputs: object = None) -> Traced:
@@ -61,7 +68,7 @@ def _trace(root: nn.Module, example: Example, inferred: bool, mode: FakeTensorMo
     names: dict[str, str] = {}
     if captured.eval_graph is not None:
         graph, names = _match_modes(graph, layer_graph(captured.eval_graph, root, example, mode))
-    return Traced(root, captured.train_graph, captured.eval_graph, graph, names, example, inferred)
+    return Traced(root, captured.train_graph, captured.eval_graph, graph, names, example, inferred, captured.in_place)
 
 
 def layer_graph(

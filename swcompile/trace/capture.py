@@ -34,11 +34,15 @@ _OURS = (os.path.dirname(torch.__file__) + os.sep, os.path.dirname(os.path.dirna
 
 @dataclass
 class Capture:
-    """A pure copy of the user's model with its graphs. `eval_graph` is None where both modes run the same code."""
+    """A pure copy of the user's model with its graphs.
+
+    `eval_graph` is None where both modes run the same code; `in_place` are the paths of modules that worked in place.
+    """
 
     root: nn.Module
     train_graph: fx.Graph
     eval_graph: fx.Graph | None
+    in_place: frozenset[str]
 
 
 class LayerTracer(fx.Tracer):
@@ -143,7 +147,7 @@ def capture(root: nn.Module) -> Capture:
     fx bakes `self.training` into its graphs: functional dropout, stochastic depth and auxiliary heads would stay in the mode of
     the trace. So both are traced, and only models whose code is the same in both get by with one graph.
     """
-    purify_modules(root)
+    in_place = purify_modules(root)
     modes = {module: module.training for module in root.modules()}
     try:
         train_graph = _trace(root.train())
@@ -152,7 +156,7 @@ def capture(root: nn.Module) -> Capture:
         for module, training in modes.items():
             module.training = training
     same = train_graph.python_code("self").src == eval_graph.python_code("self").src
-    return Capture(root, train_graph, None if same else eval_graph)
+    return Capture(root, train_graph, None if same else eval_graph, in_place)
 
 
 def _trace(root: nn.Module) -> fx.Graph:

@@ -34,17 +34,22 @@ _VIEW_METHODS = frozenset(
 _VIEW_FUNCTIONS = frozenset(
     [getattr(torch, name) for name in sorted(_VIEW_METHODS) if hasattr(torch, name)] + [operator.getitem, getattr]
 )
+_NOT_WRITING = frozenset(["requires_grad_", "share_memory_"])
+_FILLING = frozenset(["bernoulli_", "random_", "set_", "resize_"])
+"""In-place methods whose namesakes without the underscore do something else."""
+
 SHARED_MEMORY = "swcompile_shared_memory"
 """The key in `node.meta` of values that an in-place operation writes into by way of a view."""
 WRITES = "swcompile_writes"
 """The key in `node.meta` of operations that stayed in-place, and so are no dead code when nobody reads them."""
 
 
-def purify_modules(root: nn.Module) -> None:
-    """Switch `inplace` off in every module below `root`."""
-    for module in root.modules():
-        if getattr(module, "inplace", False) is True:
-            module.inplace = False  # type: ignore[assignment]  # a plain attribute, for which nn.Module has no type
+def purify_modules(root: nn.Module) -> frozenset[str]:
+    """Switch `inplace` off in every module below `root`, and return the paths of those that had it."""
+    found = frozenset(name for name, module in root.named_modules() if getattr(module, "inplace", False) is True)
+    for name in found:
+        root.get_submodule(name).inplace = False  # type: ignore[assignment]  # a plain attribute, for which nn.Module has no type
+    return found
 
 
 def purify_graph(graph: fx.Graph) -> None:
@@ -58,7 +63,7 @@ def purify_graph(graph: fx.Graph) -> None:
         if target is None:
             continue
         family = _aliases(target)
-        if _is_setitem(node) or len(family) > 1:
+        if not _has_pure_form(node) or len(family) > 1:
             for member in family:
                 member.meta[SHARED_MEMORY] = True
             node.meta[WRITES] = True
@@ -68,8 +73,10 @@ def purify_graph(graph: fx.Graph) -> None:
             user.replace_input_with(target, node)
 
 
-def _is_setitem(node: fx.Node) -> bool:
-    return node.op == "call_function" and node.target is operator.setitem
+def _has_pure_form(node: fx.Node) -> bool:
+    if _in_place_flag(node) or node.target in _PURE_OPERATORS:
+        return True
+    return (_pure_method(str(node.target)) if node.op == "call_method" else _pure_function(node.target)) is not None
 
 
 def _overwritten(node: fx.Node) -> fx.Node | None:
@@ -77,12 +84,16 @@ def _overwritten(node: fx.Node) -> fx.Node | None:
     if not node.args or not isinstance(node.args[0], fx.Node):
         given = node.kwargs.get("input")
         return given if isinstance(given, fx.Node) and _in_place_flag(node) else None
-    writes = _is_setitem(node) or _in_place_flag(node)
-    if node.op == "call_function":
-        writes = writes or node.target in _PURE_OPERATORS or _pure_function(node.target) is not None
-    elif node.op == "call_method":
-        writes = writes or _pure_method(str(node.target)) is not None
-    return node.args[0] if writes else None
+    writes = _in_place_flag(node) or node.target in _PURE_OPERATORS or node.target is operator.setitem
+    return node.args[0] if writes or _named_in_place(node) else None
+
+
+def _named_in_place(node: fx.Node) -> bool:
+    """Whether torch's naming says that a call overwrites its first argument: one underscore at the end."""
+    if node.op not in ("call_function", "call_method"):
+        return False
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    return name.endswith("_") and not name.endswith("__") and name not in _NOT_WRITING
 
 
 def _in_place_flag(node: fx.Node) -> bool:
@@ -101,8 +112,9 @@ def _pure_function(function: Any) -> Callable[..., Any] | None:
 
 
 def _pure_method(name: str) -> str | None:
+    """Return relu for relu_; None for what only fills a tensor, such as normal_ and bernoulli_, which has no pure form."""
     pure = name[:-1]
-    return pure if name.endswith("_") and not name.endswith("__") and hasattr(torch.Tensor, pure) else None
+    return pure if name not in _FILLING and callable(getattr(torch.Tensor, pure, None)) else None
 
 
 def _aliases(node: fx.Node) -> set[fx.Node]:
