@@ -101,7 +101,7 @@ class Feature:
 
     `name` is the fx node's. `shape` is the example's, batch first; `axis` is the channel axis: 1 for (N, C, *spatial), the last
     one for (N, *tokens, C). `position` is the value's place in the topological order of the fx graph. `train_only` marks a
-    value that eval mode does not compute.
+    value that eval mode does not compute, `written` one that shares memory with what an in-place operation overwrites.
     """
 
     name: str
@@ -111,6 +111,7 @@ class Feature:
     runs: tuple[Run, ...]
     dtype: str = "float32"
     train_only: bool = False
+    written: bool = False
 
     @property
     def channels(self) -> int:
@@ -442,10 +443,11 @@ class GraphBuilder:
         axis: int = 1,
         position: int | None = None,
         dtype: str = "float32",
+        written: bool = False,
     ) -> Feature:
         """Name a value as a feature; the same name twice is the same feature."""
         if name not in self.features:
-            self.features[name] = Feature(name, self._tick(position), shape, axis, join_runs(value), dtype)
+            self.features[name] = Feature(name, self._tick(position), shape, axis, join_runs(value), dtype, written=written)
         return self.features[name]
 
     def layer(
@@ -528,6 +530,8 @@ def unreadable(graph: LayerGraph, feature: Feature, layer: Layer, *, conv_to_lin
         )
     if feature.shape[0] != own.shape[0]:
         return f"{feature.name} has batch size {feature.shape[0]}, {own.name} {own.shape[0]}"
+    if feature.written:
+        return f"{feature.name} shares memory with a value that is overwritten in place"
     if feature.train_only and not layer.train_only:
         return f"{feature.name} is computed in train mode only"
     if feature.dtype != own.dtype:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import operator
 import os
 import sys
 from dataclasses import dataclass
@@ -45,6 +46,13 @@ class Capture:
     in_place: frozenset[str]
 
 
+class _Proxy(fx.Proxy):
+    """A proxy that can be written into: x[:, 0] = y becomes a node, which purification then treats as an in-place operation."""
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        self.tracer.create_proxy("call_function", operator.setitem, (self, index, value), {})
+
+
 class LayerTracer(fx.Tracer):
     """Enter a module only if a layer lies inside.
 
@@ -56,6 +64,9 @@ class LayerTracer(fx.Tracer):
     def __init__(self, root: nn.Module) -> None:
         super().__init__()
         self._holders = _modules_with_layers(root)
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Proxy(node, self)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         if isinstance(m, LAYER_TYPES) or id(m) not in self._holders:

@@ -274,7 +274,15 @@ class _Extraction:
                 self.consume(value)
                 value = self._opaque_producer(name, spec.shape[axis], value)
         runs = to_runs(value.ids) if value.ids is not None else ()
-        return self.build.feature(name, runs, spec.shape, axis=axis, position=self.order[node], dtype=str(spec.dtype)[6:])
+        return self.build.feature(
+            name,
+            runs,
+            spec.shape,
+            axis=axis,
+            position=self.order[node],
+            dtype=str(spec.dtype)[6:],
+            written=SHARED_MEMORY in node.meta,
+        )
 
 
 def _positions(module: Any, out: Spec, source: Spec | None) -> int:

@@ -2,8 +2,8 @@
 
 A tap may read a feature long after the user's code has overwritten it: `nn.ReLU(inplace=True)` would hand it the activated map.
 So the copy's modules lose `inplace`, and in-place functions and methods become their pure forms; whoever read the overwritten
-tensor afterwards reads the new value. What writes into a *view* of another value (a slice, a reshape) stays as it is, and
-every value that shares its memory is marked, so that no tap reads it.
+tensor afterwards reads the new value. What writes into a *view* of another value (a slice, a reshape) or into a buffer of the
+model stays as it is, and every value that shares its memory is marked, so that no tap reads it.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def purify_graph(graph: fx.Graph) -> None:
         if target is None:
             continue
         family = _aliases(target)
-        if not _has_pure_form(node) or len(family) > 1:
+        if not _has_pure_form(node) or len(family) > 1 or target.op == "get_attr":
             for member in family:
                 member.meta[SHARED_MEMORY] = True
             node.meta[WRITES] = True
@@ -122,14 +122,19 @@ def _aliases(node: fx.Node) -> set[fx.Node]:
     family, pending = {node}, [node]
     while pending:
         member = pending.pop()
-        relatives: Iterable[fx.Node] = [user for user in member.users if is_view(user)]
-        if is_view(member):
-            relatives = [*relatives, *member.all_input_nodes]
+        relatives: Iterable[fx.Node] = [user for user in member.users if _shares(user)]
+        if _shares(member):
+            relatives = [*relatives, *member.all_input_nodes[:1]]
         for relative in relatives:
             if relative not in family:
                 family.add(relative)
                 pending.append(relative)
     return family
+
+
+def _shares(node: fx.Node) -> bool:
+    """Whether a node's result is its first input's memory: a view, or an operation that stayed in-place."""
+    return WRITES in node.meta or is_view(node)
 
 
 def is_view(node: fx.Node) -> bool:
