@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ class Net(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         widths = [3, 16, 16, 32, 32, 32, 32]
-        self.convs = nn.ModuleList(nn.Conv2d(a, b, 3, padding=1, bias=False) for a, b in zip(widths, widths[1:], strict=False))
+        self.convs = nn.ModuleList(nn.Conv2d(a, b, 3, padding=1, bias=False) for a, b in pairwise(widths))
         self.norms = nn.ModuleList(nn.BatchNorm2d(width) for width in widths[1:])
         self.head = nn.Linear(32, 10)
 
@@ -50,7 +51,7 @@ def test_1_analyze_shows_the_network_as_a_graph_of_channels(net: Net) -> None:
 
 def test_2_a_plan_says_what_each_layer_will_read(net: Net) -> None:
     plan = swnet.plan(net, IMAGE, p=0.3, seed=1)
-    print(plan)  # "convs.3 reads relu_[0:4] relu__1[8:12] ...": taps, that is, channels of earlier features
+    print(plan)  # "convs.1 reads relu_[0:10] x[2:3] x[0:1] relu_[12:16]": taps, that is, channels of earlier features
     assert "convs.3 reads" in str(plan)
     for wiring in plan.layers:
         layer = next(layer for layer in swnet.analyze(net, IMAGE, points=2).graph.layers if layer.name == wiring.layer)
