@@ -140,15 +140,30 @@ def census(root: nn.Module, train_graph: fx.Graph, graph: LayerGraph) -> Census:
 def check(module: RewiredModule, plan: Plan, before: Census, example: Example) -> Ledger:
     """Return the ledger of a rewired module. A count that is not the promised one is an AssertionError: a bug of ours."""
     after = layer_graph(module.graph, module, example, like=before.graph)
-    taps = _read_back(after, before.graph) if not plan.bypassed else plan.taps()
+    unused = [layer for layer in before.graph.layers if layer.name not in after.layer_by_name]
+    taps = {layer.name: plan.taps()[layer.name] for layer in unused if layer.name in plan.taps()}
+    taps |= _read_back(after, before.graph) if not plan.bypassed else plan.taps()
     masks = _masks(module, before.graph)
     _compare_with_plan(taps, masks, plan, before.graph)
     sides = _before(before), _after(module, plan, before, after, taps, masks)
+    saved = sum(_links(layer, taps, masks) * layer.kernel_area * layer.positions for layer in unused)
     change = sides[1].params - sides[0].params, sides[1].macs - sides[0].macs
-    promised = plan.promise.params, plan.promise.macs
+    promised = plan.promise.params, plan.promise.macs - saved
     assert change == promised, f"the plan promised a change of {promised} parameters and MACs, the module shows {change}"
     counts = tuple(_count(layer, taps, masks, before.graph) for layer in before.graph.layers)
-    return Ledger(*sides, counts, plan.notes, tuple(map(str, example)), before.graph.opaque)
+    notes = *plan.notes, *(Note(layer.name, _UNUSED) for layer in unused)
+    return Ledger(*sides, counts, notes, tuple(map(str, example)), before.graph.opaque)
+
+
+_UNUSED = "nothing reads its output any more, so it is not computed; its parameters stay, and get no gradient"
+
+
+def _links(layer: Layer, taps: Mapping[str, Sequence[Tap]], masks: Masks) -> int:
+    """Return the live links of a layer that reads `taps`."""
+    if layer.name in masks:
+        return int(masks[layer.name].sum())
+    width = sum(tap.width for tap in taps[layer.name]) if layer.name in taps else layer.in_channels
+    return width // layer.groups * layer.out_channels
 
 
 def _before(counted: Census) -> Side:
