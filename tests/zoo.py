@@ -490,10 +490,12 @@ class InPlace(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = F.relu(self.bns[0](self.convs[0](x)), inplace=True)
-        z = self.bns[1](self.convs[1](y)).relu_()
+        z = self.bns[1](self.convs[1](y))
         z += y
-        w = torch.relu_(self.bns[2](self.convs[2](z)))
+        z.relu_()
+        w = self.bns[2](self.convs[2](z))
         w.add_(z)
+        torch.relu_(w)
         v = self.bns[3](self.convs[3](w))
         v *= 0.5
         F.leaky_relu_(v, 0.1)
