@@ -13,6 +13,7 @@ from torch import fx, nn
 from swcompile.graph import Feature, GraphBuilder, LayerGraph, Run
 from swcompile.trace import rules
 from swcompile.trace.capture import LAYER_TYPES, WHERE
+from swcompile.trace.inside import look_inside
 from swcompile.trace.purify import SHARED_MEMORY
 from swcompile.trace.shapes import Spec, spec_of
 from swcompile.trace.values import CONSTANT, Value, from_runs, opaque, to_runs
@@ -169,6 +170,8 @@ class _Extraction:
         return False
 
     def _unknown(self, node: fx.Node, module: nn.Module | None) -> Value:
+        if SHARED_MEMORY not in node.meta and (seen := look_inside(node, module, self)) is not None:
+            return seen
         sources = [self.value(source) for source in node.all_input_nodes]
         for source in node.all_input_nodes:
             self._consume_result(source)

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import fx, nn
+from torch._guards import detect_fake_mode
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from swcompile.errors import NothingToDoError, SwnetError
@@ -158,6 +159,16 @@ class _ShapeProp(fx.Interpreter):
         result = super().run_node(n)
         n.meta[SHAPE] = _map(result, torch.Tensor, lambda tensor: Spec(tuple(tensor.shape), tensor.dtype))
         return result
+
+
+def follow_shapes(graph: fx.Graph, root: nn.Module, specs: Sequence[Spec | None]) -> None:
+    """Write shapes into a small graph of its own; whatever its code raises comes through.
+
+    The tensors of `root` may be real, or fake already: then their own mode goes on, since two cannot meet.
+    """
+    mode = detect_fake_mode([*root.parameters(), *root.buffers()]) or FakeTensorMode(allow_non_fake_inputs=True)
+    with _quiet(), mode, torch.no_grad():
+        _ShapeProp(fx.GraphModule(root, graph)).run(*(spec.fake() for spec in specs if spec is not None))
 
 
 def propagate(graph: fx.Graph, root: nn.Module, example: Example, mode: FakeTensorMode) -> None:

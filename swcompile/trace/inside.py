@@ -1,0 +1,124 @@
+"""Look inside what fx left as one call: a module without layers, or a function that somebody wrapped.
+
+Their channels are followed by tracing them on their own, in eval mode, where stochastic depth and its like are the identity. The
+graph of the network keeps the call as it is; this is for provenance only.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import fx, nn
+
+from swcompile.trace import rules
+from swcompile.trace.shapes import follow_shapes, spec_of
+from swcompile.trace.values import CONSTANT, Value, opaque
+
+DEPTH = 3
+"""How many calls within calls are looked into."""
+
+
+class _NotSeenError(Exception):
+    """Raised where the inside of a call makes a value of its own, so that the call is opaque."""
+
+
+def look_inside(node: fx.Node, module: nn.Module | None, outside: rules.Context, depth: int = DEPTH) -> Value | None:
+    """Return the value that a call makes of its inputs, or None where its channels cannot be followed."""
+    inputs = [source for source in node.all_input_nodes if spec_of(source) is not None]
+    if depth == 0 or not inputs or len(inputs) < len(node.all_input_nodes):
+        return None
+    try:
+        graph = _trace(node, inputs, module)
+        follow_shapes(graph, module if module is not None else nn.Module(), [spec_of(source) for source in inputs])
+        return _Inside(graph, module, [outside.value(source) for source in inputs], outside, depth).run()
+    except Exception:  # whatever a user's code raises on proxies only means that we cannot see through it
+        return None
+
+
+def _trace(node: fx.Node, inputs: list[fx.Node], module: nn.Module | None) -> fx.Graph:
+    if module is not None:
+        if list(node.args) != inputs or node.kwargs:
+            raise _NotSeenError
+        return _in_eval_mode(module, lambda: fx.Tracer().trace(module))
+    function: Any = node.target
+    if not inspect.isfunction(function) or len(inputs) > 2:
+        raise _NotSeenError
+
+    def call(*proxies: Any) -> Any:
+        by_node = dict(zip(inputs, proxies, strict=True))
+        return function(*fx.map_arg(node.args, by_node.__getitem__), **fx.map_arg(node.kwargs, by_node.__getitem__))
+
+    return fx.Tracer().trace((lambda a: call(a)) if len(inputs) == 1 else (lambda a, b: call(a, b)))  # fx reads the arity
+
+
+def _in_eval_mode(root: nn.Module, trace: Callable[[], fx.Graph]) -> fx.Graph:
+    modes = {module: module.training for module in root.modules()}
+    root.eval()
+    try:
+        return trace()
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+class _Inside:
+    """One pass over the inside of a call; implements rules.Context, but makes no producers."""
+
+    def __init__(
+        self, graph: fx.Graph, module: nn.Module | None, inputs: Sequence[Value], outside: rules.Context, depth: int
+    ) -> None:
+        self.graph = graph
+        self.modules = dict(module.named_modules()) if module is not None else {}
+        self.inputs = iter(inputs)
+        self.outside = outside
+        self.depth = depth
+        self.values: dict[fx.Node, rules.Result] = {}
+        self.consumed: list[Value] = []
+
+    def run(self) -> Value | None:
+        result: object = None
+        for node in self.graph.nodes:
+            if node.op == "output":
+                result = node.args[0]
+            else:
+                self.values[node] = self._visit(node)
+        made = self.value(result) if isinstance(result, fx.Node) else None
+        if made is None or not made.known:
+            return None
+        for value in self.consumed:
+            self.outside.consume(value)
+        return made
+
+    def _visit(self, node: fx.Node) -> rules.Result:
+        if node.op == "placeholder":
+            return next(self.inputs, CONSTANT)
+        if node.op == "get_attr" or rules.is_query(node) or not node.all_input_nodes:
+            return CONSTANT
+        module = self.modules.get(str(node.target)) if node.op == "call_module" else None
+        rule = rules.module_rule(module) if module is not None else rules.RULES.get(node.target)
+        if rule is not None:
+            return rule(node, self)
+        sources = [self.value(source) for source in node.all_input_nodes]
+        if all(source.constant for source in sources):
+            return CONSTANT
+        seen = look_inside(node, module, self, self.depth - 1)
+        return seen if seen is not None else opaque(*sources)
+
+    def value(self, node: object) -> Value:
+        if isinstance(node, tuple):
+            base, index = node
+            pieces = self.values.get(base)
+            return pieces[index] if isinstance(pieces, list) and isinstance(index, int) else opaque()
+        found = self.values.get(node, CONSTANT) if isinstance(node, fx.Node) else CONSTANT
+        return opaque(*found) if isinstance(found, list) else found
+
+    def union(self, name: str, nodes: Sequence[fx.Node]) -> Value:
+        raise _NotSeenError
+
+    def concatenate(self, name: str, nodes: Sequence[fx.Node], axis: int) -> Value:
+        raise _NotSeenError
+
+    def consume(self, value: Value) -> None:
+        self.consumed.append(value)
