@@ -20,6 +20,7 @@ from swcompile.graph import Layer, LayerGraph
 from swcompile.modules import MASKED, gather
 from swcompile.plan import LayerWiring, Plan
 from swcompile.trace import Traced
+from swcompile.trace.capture import WHERE
 
 NEW = -1
 """Marks a channel that a layer's own norm has not seen before."""
@@ -42,9 +43,10 @@ def rewrite(traced: Traced, plan: Plan) -> None:
     layers = traced.graph.layer_by_name
     for wiring in plan.layers:
         _change_module(traced.root, layers[wiring.layer], wiring, plan, traced.train_graph)
+    names = _sums_in_eval(traced, plan) | traced.eval_names
     _rewrite_graph(traced.train_graph, traced.graph, plan, {})
     if traced.eval_graph is not None:
-        _rewrite_graph(traced.eval_graph, traced.graph, plan, traced.eval_names, skip_train_only=True)
+        _rewrite_graph(traced.eval_graph, traced.graph, plan, names, skip_train_only=True)
 
 
 def _rewrite_graph(
@@ -52,13 +54,45 @@ def _rewrite_graph(
 ) -> None:
     nodes = {node.name: node for node in graph.nodes}
     for name, kept in plan.bypassed:
-        _bypass(nodes, names.get(name, name), kept)
+        if not skip_train_only or name in names:
+            _bypass(nodes, names.get(name, name), kept)
     for wiring in plan.layers:
         layer = layers.layer_by_name[wiring.layer]
         if layer.train_only and skip_train_only:
             continue
         _insert_gather(graph, nodes, _Site(wiring, layer, names), layers.feature_by_name[layer.feature].axis)
     graph.lint()
+
+
+def _sums_in_eval(traced: Traced, plan: Plan) -> dict[str, str]:
+    """Return the eval-mode names of the sums to bypass: the same operation at the same line, visited as often.
+
+    A sum that is not found is computed in train mode only. Raises SwnetError where a line runs in both, but not as often.
+    """
+    if not plan.bypassed or traced.eval_graph is None:
+        return {}
+    ours, theirs = (_by_line(graph) for graph in (traced.train_graph, traced.eval_graph))
+    wanted = {name for name, _ in plan.bypassed}
+    found: dict[str, str] = {}
+    for key, names in ours.items():
+        others = theirs.get(key, [])
+        if wanted.isdisjoint(names) or not others:
+            continue
+        if len(names) != len(others):
+            raise SwnetError(
+                f"skips='remove' cannot tell which sums of {key[1]} eval mode computes: train mode runs the line {len(names)} "
+                f"times, eval mode {len(others)} times. Use skips='keep'."
+            )
+        found.update(zip(names, others, strict=True))
+    return found
+
+
+def _by_line(graph: fx.Graph) -> dict[tuple[str, str], list[str]]:
+    """Return the names of nodes by what they call and the user's line that called it."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for node in graph.nodes:
+        found.setdefault((str(node.target), str(node.meta.get(WHERE, ""))), []).append(node.name)
+    return found
 
 
 def _bypass(nodes: dict[str, fx.Node], name: str, kept: int) -> None:
