@@ -358,3 +358,13 @@ def test_other_options_work_or_are_refused_with_a_reason(name: str, options: dic
     _, gradients = run(rewired.train(), build(name)[1])
     assert any(grad is not None for grad in gradients.values())
     assert all(bool(grad.isfinite().all()) for grad in gradients.values() if grad is not None)
+
+
+def test_removed_shortcuts_are_removed_in_eval_mode_too() -> None:
+    model, x = build("stochastic_depth")
+    rewired = rewire("stochastic_depth", p=0.0, wiring="kernel", skips="remove").eval()
+    model.eval()
+    out = model.stem(x)
+    for block in model.blocks:
+        out = block.bn(block.conv2(block.conv1(out).relu())).relu()
+    assert_same(rewired(x), model.fc(out.mean((-2, -1))))
