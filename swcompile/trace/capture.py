@@ -6,6 +6,7 @@ import copy
 import operator
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from swcompile.errors import SwnetError
-from swcompile.trace.purify import WRITES, purify_graph, purify_modules
+from swcompile.trace.purify import PURE_OPERATORS, WRITES, purify_graph, purify_modules
 
 LAYER_TYPES = (
     nn.Conv1d,
@@ -47,10 +48,33 @@ class Capture:
 
 
 class _Proxy(fx.Proxy):
-    """A proxy that can be written into: x[:, 0] = y becomes a node, which purification then treats as an in-place operation."""
+    """A proxy that can be written into: x[:, 0] = y and x += y become nodes, which purification then treats as in-place operations.
+
+    fx alone turns x += y into x = x + y, and another name for the same tensor would keep the old value.
+    """
 
     def __setitem__(self, index: Any, value: Any) -> None:
         self.tracer.create_proxy("call_function", operator.setitem, (self, index, value), {})
+
+
+def _augmented(in_place: Callable[[Any, Any], Any], pure: Callable[[Any, Any], Any]) -> Callable[[_Proxy, Any], fx.Proxy]:
+    def assign(self: _Proxy, other: Any) -> fx.Proxy:
+        return self.tracer.create_proxy("call_function", pure if _is_number(self.node) else in_place, (self, other), {})
+
+    return assign
+
+
+for _in_place, _pure in PURE_OPERATORS.items():
+    setattr(_Proxy, f"__{_in_place.__name__}__", _augmented(_in_place, _pure))
+
+
+def _is_number(node: fx.Node) -> bool:
+    """Whether a node computes with sizes only, which nothing can overwrite."""
+    if node.op == "call_method" and node.target in ("size", "dim", "numel"):
+        return True
+    if node.op == "call_function" and node.target is getattr and node.args[1] in ("shape", "ndim"):
+        return True
+    return node.op == "call_function" and bool(node.all_input_nodes) and all(map(_is_number, node.all_input_nodes))
 
 
 class LayerTracer(fx.Tracer):

@@ -16,7 +16,7 @@ import torch
 from torch import fx, nn
 from torch.nn import functional
 
-_PURE_OPERATORS: dict[Callable[..., Any], Callable[..., Any]] = {
+PURE_OPERATORS: dict[Callable[..., Any], Callable[..., Any]] = {
     operator.iadd: operator.add,
     operator.isub: operator.sub,
     operator.imul: operator.mul,
@@ -63,7 +63,7 @@ def purify_graph(graph: fx.Graph) -> None:
         if target is None:
             continue
         family = _aliases(target)
-        if not _has_pure_form(node) or len(family) > 1 or target.op == "get_attr":
+        if not _has_pure_form(node) or target.op == "get_attr" or _seen_elsewhere(node, target, family, order):
             for member in family:
                 member.meta[SHARED_MEMORY] = True
             node.meta[WRITES] = True
@@ -73,8 +73,15 @@ def purify_graph(graph: fx.Graph) -> None:
             user.replace_input_with(target, node)
 
 
+def _seen_elsewhere(node: fx.Node, target: fx.Node, family: set[fx.Node], order: dict[fx.Node, int]) -> bool:
+    """Whether somebody reads what `node` writes by way of another value than `target`: a view made of it before, or its base."""
+    later = {member for member in family if order[member] > order[node]}
+    others = family - later - {target}
+    return any(other.op == "get_attr" or any(order[user] > order[node] for user in other.users) for other in others)
+
+
 def _has_pure_form(node: fx.Node) -> bool:
-    if _in_place_flag(node) or node.target in _PURE_OPERATORS:
+    if _in_place_flag(node) or node.target in PURE_OPERATORS:
         return True
     return (_pure_method(str(node.target)) if node.op == "call_method" else _pure_function(node.target)) is not None
 
@@ -84,7 +91,7 @@ def _overwritten(node: fx.Node) -> fx.Node | None:
     if not node.args or not isinstance(node.args[0], fx.Node):
         given = node.kwargs.get("input")
         return given if isinstance(given, fx.Node) and _in_place_flag(node) else None
-    writes = _in_place_flag(node) or node.target in _PURE_OPERATORS or node.target is operator.setitem
+    writes = _in_place_flag(node) or node.target in PURE_OPERATORS or node.target is operator.setitem
     return node.args[0] if writes or _named_in_place(node) else None
 
 
@@ -118,18 +125,29 @@ def _pure_method(name: str) -> str | None:
 
 
 def _aliases(node: fx.Node) -> set[fx.Node]:
-    """Return every value that shares memory with `node` through views, `node` included."""
+    """Return every value that shares memory with `node` through views, `node` included.
+
+    The pieces of one split lie side by side: they share memory with what was split, not with each other.
+    """
     family, pending = {node}, [node]
+    siblings: set[fx.Node] = set()
     while pending:
         member = pending.pop()
-        relatives: Iterable[fx.Node] = [user for user in member.users if _shares(user)]
+        relatives: Iterable[fx.Node] = [] if member in siblings else [user for user in member.users if _shares(user)]
         if _shares(member):
-            relatives = [*relatives, *member.all_input_nodes[:1]]
+            above = member.all_input_nodes[:1]
+            relatives = [*relatives, *above]
+            siblings.update(split for split in above if split not in family and _is_split(split))
         for relative in relatives:
             if relative not in family:
                 family.add(relative)
                 pending.append(relative)
     return family
+
+
+def _is_split(node: fx.Node) -> bool:
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    return node.op in ("call_function", "call_method") and name in ("chunk", "split", "tensor_split", "unbind")
 
 
 def _shares(node: fx.Node) -> bool:
@@ -150,8 +168,8 @@ def is_view(node: fx.Node) -> bool:
 def _make_pure(node: fx.Node) -> None:
     if node.op == "call_method":
         node.target = str(_pure_method(str(node.target)))
-    elif node.target in _PURE_OPERATORS:
-        node.target = _PURE_OPERATORS[node.target]
+    elif node.target in PURE_OPERATORS:
+        node.target = PURE_OPERATORS[node.target]
     elif (pure := _pure_function(node.target)) is not None:
         node.target = pure
     if node.kwargs.get("inplace") is True:
