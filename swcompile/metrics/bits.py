@@ -57,11 +57,23 @@ def take_columns(rows: Words, chosen: Ints, columns: int) -> Words:
     return made
 
 
+FEW_WEIGHTS = 8
+"""Up to so many different weights, counting the bits of each is faster than unpacking them."""
+
+
+def _weigh_by_kind(rows: Words, weight: Ints, kinds: Ints) -> Ints:
+    made = np.zeros(len(rows), np.int64)
+    for kind in kinds.tolist():
+        chosen = rows if len(kinds) == 1 else rows & pack((weight == kind)[None])
+        made += kind * np.bitwise_count(chosen).sum(axis=1, dtype=np.int64)
+    return made
+
+
 def weigh(rows: Words, weight: Ints) -> Ints:
     """Return the total weight of the set bits of each row, given the weight of each column."""
-    if np.all(weight == 1):
-        total: Ints = np.bitwise_count(rows).sum(axis=1, dtype=np.int64)
-        return total
+    kinds = np.unique(weight)
+    if len(kinds) <= FEW_WEIGHTS:
+        return _weigh_by_kind(rows, weight, kinds)
     made = np.zeros(len(rows), np.int64)
     kind = np.float32 if weight.sum() < 1 << 24 else np.float64  # sums of whole numbers are exact up to there
     for start in range(0, len(rows), TILE):

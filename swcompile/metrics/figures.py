@@ -13,7 +13,7 @@ from swcompile.metrics.channels import ChannelGraph
 from swcompile.metrics.clustering import clustering
 from swcompile.metrics.directed import Sweep, directed
 from swcompile.metrics.paths import paths
-from swcompile.metrics.sampled import sample_clustering, sample_paths
+from swcompile.metrics.sampled import SOURCES, sample_clustering, sample_paths
 from swcompile.metrics.sampling import Intervals, Stream
 from swcompile.metrics.spread import Spread
 from swcompile.metrics.twins import without_twins
@@ -22,6 +22,10 @@ MOST_NODES = 50_000
 """Beyond so many nodes C and L are sampled, and said to be ..."""
 MOST_CLASSES = 4_096
 """... unless there are no more than so many classes of equal nodes: then they are exact all the same."""
+
+MOST_LAYERS, DEEP_SOURCES = 1_500, 64
+"""In a plain chain every step of a search is one level, and there are as many as layers: exact path lengths would take time
+quadratic in them. Deeper networks are sampled, from as many sources as one word holds."""
 
 
 @dataclass(frozen=True)
@@ -115,11 +119,12 @@ def measure(channels: ChannelGraph, *, extended: bool = False, seed: int = 0) ->
     """
     sweep = Sweep(channels)
     V = channels.nodes
-    if V <= MOST_NODES or len(channels.weight) <= MOST_CLASSES:
+    deep = len(channels.graph.layers) > MOST_LAYERS
+    if not deep and (V <= MOST_NODES or len(channels.weight) <= MOST_CLASSES):
         shape = _exact(channels)
         inward, outward = channels.in_degrees, channels.classes.degrees - channels.in_degrees
     else:
-        shape = _sampled(channels, seed)
+        shape = _sampled(channels, seed, DEEP_SOURCES if deep else SOURCES)
         origin = channels.cells.number >= 0
         inward, outward = sweep.inward[origin].astype(np.int64), sweep.outward()[origin].astype(np.int64)
     degrees = _degrees(channels, inward, outward)
@@ -153,10 +158,10 @@ def _exact(channels: ChannelGraph) -> Undirected:
     return Undirected(C, L, transitivity, unreachable)
 
 
-def _sampled(channels: ChannelGraph, seed: int) -> Undirected:
+def _sampled(channels: ChannelGraph, seed: int, sources: int) -> Undirected:
     spread, weight = Spread(channels), channels.weight
     near = sample_clustering(spread, weight, Stream(seed, "wedges"))
-    far = sample_paths(spread, weight, Stream(seed, "sources"))
+    far = sample_paths(spread, weight, Stream(seed, "sources"), sources)
     return Undirected(near.C, far.L, near.transitivity, far.unreachable, Intervals(near.interval, far.interval))
 
 

@@ -69,7 +69,8 @@ def sample_paths(spread: Spread, weight: Ints, stream: Stream, sources: int = SO
         if not frontier.any():
             break
         seen |= frontier
-        found = weigh_columns(frontier, weight, sources)
+        active = np.flatnonzero(frontier.any(axis=1))  # in a deep network a frontier is a few classes of ten thousand
+        found = weigh_columns(frontier[active], weight[active], sources)
         if radius == 1:
             total, joined = np.where(found > 0, 2.0 * twins, 0.0), np.where(found > 0, twins, 0.0)
         total, joined = total + radius * found, joined + found
