@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import fx, nn
 from torch._guards import detect_fake_mode
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from swcompile.errors import NothingToDoError, SwnetError
-from swcompile.trace.capture import LAYER_TYPES, skeleton
+from swcompile.trace.capture import LAYER_TYPES, WHERE, skeleton
 
 SHAPE = "swcompile_shape"
 """The key in `node.meta` of a value's (shape, dtype), or of a list of them."""
@@ -182,12 +182,26 @@ def propagate(graph: fx.Graph, root: nn.Module, example: Example, mode: FakeTens
         with _quiet(), mode, torch.no_grad():
             fakes = tuple(_map(argument, Spec, Spec.fake) for argument in example)
             _ShapeProp(fx.GraphModule(root, graph), garbage_collect_values=True).run(*fakes)
+    except DataDependentOutputException as error:
+        raise SwnetError(
+            f"{type(root).__name__} cannot be traced: {_culprit(graph, root)} decides by the values of its input, which tracing "
+            "does not have. Make it independent of them."
+        ) from error
     except Exception as error:
         shapes = ", ".join(map(str, example))
         raise SwnetError(
             f"The inputs ({shapes}) do not fit {type(root).__name__}: {_first_line(error)}. "
             "Pass example_inputs (or --input 1x3x224x224) of the shape that the model takes."
         ) from error
+
+
+def _culprit(graph: fx.Graph, root: nn.Module) -> str:
+    """Describe the first node that got no shape: the one that failed."""
+    node = next(node for node in graph.nodes if SHAPE not in node.meta)
+    where = f" at {node.meta[WHERE]}" if node.meta.get(WHERE) else ""
+    if node.op == "call_module":
+        return f"the module {node.target} ({type(root.get_submodule(str(node.target))).__name__}){where}"
+    return f"{node.name}{where}"
 
 
 def _first_line(error: Exception) -> str:

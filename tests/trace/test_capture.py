@@ -1,0 +1,162 @@
+"""swcompile.trace.capture: graphs of a copy, with the user's names and lines, and nothing of the user's touched."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # as users write it
+
+from swcompile.errors import SwnetError
+from swcompile.trace import trace, trace_structure
+from swcompile.trace.capture import WHERE, capture, copy_model
+
+
+class Net(nn.Module):
+    """Holds a block, a module without layers that contains control flow, and a functional dropout."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(inplace=True))
+        self.odd = Odd()
+        self.conv = nn.Conv2d(4, 4, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.odd(self.block(x))
+        return F.dropout(self.conv(x), 0.5, self.training)
+
+
+class Odd(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x if x.shape[1] > 3 else -x  # fx cannot trace this, and need not: no layer lies inside
+
+
+X = torch.randn(2, 3, 8, 8)
+
+
+def test_modules_keep_their_names_and_only_those_with_layers_are_entered() -> None:
+    graph = capture(copy_model(Net())).train_graph
+    assert [node.target for node in graph.nodes if node.op == "call_module"] == ["block.0", "block.1", "block.2", "odd", "conv"]
+
+
+def test_each_node_knows_its_line_in_the_users_code() -> None:
+    graph = capture(copy_model(Net())).train_graph
+    where = {node.name: node.meta[WHERE] for node in graph.nodes}
+    path, line = where["conv"].rsplit(":", 1)
+    assert path == __file__
+    assert "F.dropout(self.conv(x)" in Path(path).read_text(encoding="utf-8").splitlines()[int(line) - 1]
+    assert where["dropout"] == where["conv"]
+    assert where["block_0"] == where["odd"] != where["conv"]
+
+
+def test_both_modes_are_traced_where_their_code_differs() -> None:
+    captured = capture(copy_model(Net()))
+    assert captured.eval_graph is not None
+    (train,), (evaluation,) = ([node for node in graph.nodes if node.name == "dropout"]
+                               for graph in (captured.train_graph, captured.eval_graph))  # fmt: skip
+    assert (train.kwargs["training"], evaluation.kwargs["training"]) == (True, False)
+
+
+def test_a_model_that_ignores_the_mode_has_one_graph() -> None:
+    assert capture(nn.Sequential(nn.Conv2d(3, 4, 1), nn.Dropout())).eval_graph is None
+
+
+def test_the_users_model_mode_buffers_and_random_state_are_untouched() -> None:
+    model = Net()
+    model.block.eval()
+    modes = [module.training for module in model.modules()]
+    state, random = copy.deepcopy(model.state_dict()), torch.get_rng_state()
+    trace(model, X)
+    trace_structure(model, X)
+    assert [module.training for module in model.modules()] == modes
+    torch.testing.assert_close(dict(model.state_dict()), dict(state), rtol=0, atol=0)
+    assert torch.equal(torch.get_rng_state(), random)
+    assert model.block[2].inplace is True
+
+
+def test_a_model_on_meta_can_be_analysed() -> None:
+    with torch.device("meta"):
+        model = nn.Sequential(nn.Conv2d(3, 4096, 3), nn.ReLU(), nn.Conv2d(4096, 4096, 3), nn.ReLU(), nn.Conv2d(4096, 4, 3))
+    graph = trace_structure(model, X).graph
+    assert [layer.links for layer in graph.layers] == [3 * 4096, 4096 * 4096, 4 * 4096]
+
+
+class ByValue(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        if y.mean() > 0:
+            return y
+        return -y
+
+
+def test_control_flow_over_values_is_one_error_with_the_line() -> None:
+    with pytest.raises(SwnetError, match=r"ByValue cannot be traced: TraceError: .*\(at .*test_capture\.py:\d+\)\. torch\.fx"):
+        trace(ByValue(), X)
+
+
+def test_a_lazy_model_is_refused_with_what_to_do() -> None:
+    with pytest.raises(SwnetError, match=r"0\.weight has no shape yet .* run the model once on an example"):
+        trace(nn.Sequential(nn.LazyConv2d(4, 3)), X)
+
+
+def test_a_model_that_cannot_be_copied_is_refused_with_what_to_do() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 1))
+    model.last = model(X)
+    with pytest.raises(SwnetError, match=r"Sequential cannot be copied \(RuntimeError: .*detach them"):
+        trace(model, X)
+
+
+def test_a_module_whose_result_nobody_reads_still_runs() -> None:
+    class Counting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.count = nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.conv(x)
+            self.count(y)
+            return y
+
+    graph = capture(Counting()).train_graph
+    assert "count" in [node.target for node in graph.nodes]
+
+
+class AllInPlace(nn.Module):
+    """Two names for one tensor: what is written under one is read under the other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = kept = self.conv(x)
+        y += 1
+        y[:, 0] = 0
+        return kept * 2
+
+
+def test_augmented_and_item_assignment_reach_every_name_of_a_tensor() -> None:
+    model = AllInPlace()
+    traced = trace(model, X)
+    found = torch.fx.GraphModule(traced.root, traced.train_graph)(X)
+    torch.testing.assert_close(found, model(X), rtol=0, atol=0)
+
+
+class ValuesInside(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x if x.sum() > 0 else -x
+
+
+def test_a_module_that_looks_at_values_is_one_error_that_names_it() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), ValuesInside(), nn.Conv2d(4, 4, 1))
+    with pytest.raises(
+        SwnetError, match=r"Sequential cannot be traced: the module 1 \(ValuesInside\) at .* decides by the values of its"
+    ):
+        trace(model, X)
