@@ -7,7 +7,7 @@ A grid is a dataclass: what is trained, on what, for how long, which arms. The a
 the same images, in the same order and augmented alike, under the same one-cycle schedule. A curve is a file of JSON lines, one an
 evaluation; `train_loss` in it is the mean over the last epoch's worth of steps (fewer at the start), so that the original's last
 value is the mean loss of its last epoch. A target counts as reached at the first evaluation around which the median of three is at
-or below it.
+or below it. The seconds are those of this machine while the arms took turns on it: for the cost of a step see bench_step.py.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich import box
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
@@ -223,18 +224,25 @@ def report(curves: Sequence[Curve]) -> Table:
         raise SystemExit("The curves were made under different options and do not compare; keep one grid a folder (--results).")
     target = statistics.fmean(curve[-1]["train_loss"] for curve in originals.values())
     total = next(iter(originals.values()))[-1]
-    table = Table(title=f"Steps to a training loss of {target:.3f}, the original's at the end ({total['subset']})")
-    for heading in ("arm", "seed", "training loss by epoch", "test error", "params", "steps to target", "sooner by", "s/step"):
-        table.add_column(heading, justify="left" if heading in ("arm", "training loss by epoch") else "right")
+    table = Table(
+        title=f"Steps to a training loss of {target:.3f}, the original's at the end ({total['subset']})", box=box.SIMPLE_HEAD
+    )
+    for heading in ("arm", "seed", "training loss", "test error", "params", "steps to target", "sooner by", "s/step"):
+        table.add_column(heading, justify="left" if heading == "arm" else "right")
     for curve in curves:
         last = curve[-1]
-        epochs = " ".join(f"{record['train_loss']:.3f}" for record in curve if float(record["epoch"]).is_integer())
         steps = last["step"] if last["wiring"] is None else reached(curve, "train_loss", target)
         sooner = "not reached" if steps is None else f"{total['step'] / steps:.2f}x"
         pace = last["seconds"] / last["step"]
-        row = (last["arm"], last["seed"], epochs, f"{last['test_error']:.3f}", f"{last['params']:,}", steps or "-", sooner)
-        table.add_row(*map(str, row), f"{pace:.3f}")
+        losses = (f"{last['train_loss']:.3f}", f"{last['test_error']:.3f}")
+        table.add_row(last["arm"], str(last["seed"]), *losses, f"{last['params']:,}", str(steps or "-"), sooner, f"{pace:.3f}")
     return table
+
+
+def by_epoch(curve: Curve) -> str:
+    """Return the training loss after each epoch, in one line."""
+    losses = (f"{record['train_loss']:.3f}" for record in curve if float(record["epoch"]).is_integer())
+    return f"training loss by epoch, {curve[0]['arm']}, seed {curve[0]['seed']}: {' '.join(losses)}"
 
 
 def run(grid: Grid, seeds: Sequence[int], data: Dataset, folder: Path) -> None:
@@ -262,7 +270,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not options.report:
         console.print(f"{grid.model} on {grid.subset}, {grid.epochs} epochs of batch {grid.batch}, one-cycle up to lr {grid.lr:g}")
         run(grid, options.seeds, load(grid.data), folder)
-    console.print(report(read_curves(folder)))
+    curves = read_curves(folder)
+    console.print(report(curves))
+    for curve in curves:
+        console.print(by_epoch(curve), highlight=False)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from rich import box
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
@@ -86,7 +87,7 @@ def closing_table(ledger: Ledger, original: Outcome, rewired: Outcome, steps: in
     """Return what the network is and what training it gave, before and after."""
     before, after = ledger.before, ledger.after
     goal = original.losses[-1]
-    table = Table(title=f"ResNet-20, original and rewired, after {steps} steps on scikit-learn's digits")
+    table = Table(title=f"ResNet-20, original and rewired, after {steps} steps on scikit-learn's digits", box=box.SIMPLE_HEAD)
     for heading in ("", "original", "rewired"):
         table.add_column(heading, justify="right" if heading else "left")
     for name, old, new, form in (
