@@ -17,12 +17,15 @@ from numpy.typing import NDArray
 from swcompile.metrics.bits import TILE, take_columns, unpack
 from swcompile.metrics.cells import Ints
 from swcompile.metrics.channels import Classes
+from swcompile.metrics.threads import for_each
 
 STRIP = 2048
 """Columns of a matrix product at a time: 10,000 classes take 80 MB."""
 ROWS = 128
 """Rows of a matrix product at a time, a multiple of the 64 in a word: few enough to skip most of what is below the diagonal."""
 ABOVE = np.triu(np.ones((ROWS, ROWS), np.float32), 1)
+MANY = 8_192
+"""From so many classes on the work is shared between threads."""
 PRODUCT_RATE, BITS_RATE = 8e10, 1e9
 """Operations and words per second on one core, which decide between the two ways (measured on an EPYC of 2024)."""
 
@@ -73,24 +76,32 @@ def expand(graph: Classes) -> tuple[Classes, Ints]:
 
 def _by_bits(graph: Classes) -> NDArray[np.float64]:
     """Count triangles where every class is a single node."""
+    starts = range(0, graph.count, TILE)
     made = np.zeros(graph.count)
-    for start in range(0, graph.count, TILE):
-        rows = np.ascontiguousarray(graph.rows[start:, start // 64 :])  # what nodes from `start` on have beyond it
-        after = made[start:]
-        ones = np.ones(rows.shape[1], np.float32)
-        for node in range(min(TILE, graph.count - start)):
-            later = rows[node].copy()
-            later[: node >> 6] = 0
-            later[node >> 6] &= ~np.uint64(0) << np.uint64(node & 63)
-            found = np.flatnonzero(unpack(later[None], len(rows))[0])
-            if len(found) < 2:
-                continue
-            joined = rows.take(found, axis=0)
-            joined &= later
-            # A product with ones adds the counts three times as fast as a sum of bytes, and exactly below 2**24.
-            shared = np.bitwise_count(joined).astype(np.float32) @ ones
-            after[found] += shared
-            after[node] += float(shared.sum(dtype=np.float64)) / 2
+    found = for_each(lambda start: _triangles_from(graph, start), starts, heavy=graph.count > MANY)
+    for start, counts in zip(starts, found, strict=True):
+        made[start:] += counts
+    return made
+
+
+def _triangles_from(graph: Classes, start: int) -> NDArray[np.float64]:
+    """Count the triangles whose earliest node is one of the TILE from `start`, for the nodes from there on."""
+    rows = np.ascontiguousarray(graph.rows[start:, start // 64 :])  # what nodes from `start` on have beyond it
+    made = np.zeros(len(rows))
+    ones = np.ones(rows.shape[1], np.float32)
+    for node in range(min(TILE, len(rows))):
+        later = rows[node].copy()
+        later[: node >> 6] = 0
+        later[node >> 6] &= ~np.uint64(0) << np.uint64(node & 63)
+        found = np.flatnonzero(unpack(later[None], len(rows))[0])
+        if len(found) < 2:
+            continue
+        joined = rows.take(found, axis=0)
+        joined &= later
+        # A product with ones adds the counts three times as fast as a sum of bytes, and exactly below 2**24.
+        shared = np.bitwise_count(joined).astype(np.float32) @ ones
+        made[found] += shared
+        made[node] += float(shared.sum(dtype=np.float64)) / 2
     return made
 
 

@@ -14,7 +14,10 @@ import numpy as np
 from swcompile.metrics.bits import TILE, Words, unpack, weigh
 from swcompile.metrics.cells import Ints
 from swcompile.metrics.channels import Classes
+from swcompile.metrics.threads import for_each
 
+MANY = 8_192
+"""From so many nodes at a time on the work is shared between threads."""
 FAN = 64
 """Neighbours united at a time: at the density of VGG16's graph, one or two rounds leave hardly a node out."""
 PROBE = 4
@@ -108,9 +111,8 @@ class Neighbours:
         """Return the balls of `nodes`, which have neighbours, one step wider; none reaches beyond `enough`."""
         made = ball[nodes]
         step = max(1, GATHER // (FAN * ball.shape[1]))
-        for start in range(0, len(nodes), step):
-            part = slice(start, start + step)
-            self._grow(ball, nodes[part], enough[part], made[part])
+        parts = [slice(start, start + step) for start in range(0, len(nodes), step)]
+        for_each(lambda part: self._grow(ball, nodes[part], enough[part], made[part]), parts, heavy=len(nodes) > MANY)
         return made
 
     def _grow(self, ball: Words, nodes: Ints, enough: Words, made: Words) -> None:
