@@ -193,7 +193,7 @@ def concatenated(node: fx.Node, context: Context) -> Result:
     if known.axes == (axis,):
         return context.concatenate(node.name, parts, axis)
     carried = [part for part in parts if not context.value(part).constant]
-    return context.union(node.name, carried) if axis >= 0 and axis not in known.axes else opaque(*values)
+    return _union(node, carried, context) if axis >= 0 and axis not in known.axes else opaque(*values)
 
 
 def split(node: fx.Node, context: Context) -> Result:
@@ -315,6 +315,12 @@ def _combined(node: fx.Node, context: Context, *, gates: bool) -> Result:
     first = next((value for value in values if value.known), values[0])
     if not _sizes_match(first, spec):
         return opaque(*values)
+    return _union(node, operands, context)
+
+
+def _union(node: fx.Node, operands: Sequence[fx.Node], context: Context) -> Value:
+    """Return the union of values, each counted once: a map beside itself is that map."""
+    values = [context.value(operand) for operand in operands]
     distinct = [place for place, value in enumerate(values) if not any(_equal(value, other) for other in values[:place])]
     return values[0] if len(distinct) == 1 else context.union(node.name, [operands[place] for place in distinct])
 

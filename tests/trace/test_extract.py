@@ -1,0 +1,273 @@
+"""swcompile.trace.extract: where each channel that a layer reads was made, through every operation of wiring.md section 1."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # as users write it
+
+from swcompile.graph import LayerGraph, Run
+from swcompile.trace import trace
+
+X = torch.randn(2, 3, 8, 8)
+
+
+class Between(nn.Module):
+    """Two layers `a` and `b` of six channels each, an operation between them, and a layer `c` that reads its result."""
+
+    def __init__(self, between: Callable[[Between, Tensor, Tensor], Tensor], width: int, linear: bool = False) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 6, 3, padding=1), nn.Conv2d(3, 6, 3, padding=1)
+        self.norm, self.group, self.pool = nn.BatchNorm2d(6), nn.GroupNorm(2, 6), nn.MaxPool2d(2)
+        self.prelu, self.drop, self.up = nn.PReLU(6), nn.Dropout2d(), nn.Upsample(scale_factor=2)
+        self.gate, self.deep = nn.Conv2d(6, 6, 1), nn.Conv2d(6, 6, 3, groups=6, padding=1)
+        self.shortcut, self.attention = nn.Identity(), nn.MultiheadAttention(6, 2, batch_first=True)
+        self.scale = nn.Parameter(torch.ones(6, 1, 1))
+        self.c: nn.Module = nn.Linear(width, 4) if linear else nn.Conv2d(width, 4, 1)
+        self.between = between
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.c(self.between(self, self.a(x), self.b(x)))
+
+
+def graph_of(between: Callable[[Between, Tensor, Tensor], Tensor], width: int = 6, linear: bool = False) -> LayerGraph:
+    return trace(Between(between, width, linear), X).graph
+
+
+def origins(graph: LayerGraph, name: str = "c") -> list[tuple[int, int, str, int, int]]:
+    """Return what a layer reads, as (start, stop, producer, first channel, step)."""
+    runs = graph.feature_by_name[graph.layer_by_name[name].feature].runs
+    return [(run.start, run.stop, graph.producers[run.producer].name, run.first, run.step) for run in runs]
+
+
+WHOLE_A = [(0, 6, "a", 0, 1)]
+
+
+@pytest.mark.parametrize(
+    "between",
+    [
+        lambda net, a, b: net.norm(a),
+        lambda net, a, b: net.group(a),
+        lambda net, a, b: torch.relu(a),
+        lambda net, a, b: F.relu(a, inplace=True),
+        lambda net, a, b: a.clamp_(0, 6),
+        lambda net, a, b: net.prelu(a),
+        lambda net, a, b: F.gelu(a),
+        lambda net, a, b: net.drop(a),
+        lambda net, a, b: F.dropout(a, 0.5, net.training),
+        lambda net, a, b: net.pool(a),
+        lambda net, a, b: F.avg_pool2d(a, 2),
+        lambda net, a, b: F.adaptive_avg_pool2d(a, 3),
+        lambda net, a, b: net.up(a),
+        lambda net, a, b: F.interpolate(a, size=(5, 7), mode="bilinear"),
+        lambda net, a, b: F.pad(a, (1, 1, 1, 1)),
+        lambda net, a, b: net.shortcut(a),
+        lambda net, a, b: a * net.scale,
+        lambda net, a, b: a * 0.5 + 1,
+        lambda net, a, b: -a / 2,
+        lambda net, a, b: a.mean((2, 3), keepdim=True),
+        lambda net, a, b: a.contiguous().clone(),
+        lambda net, a, b: a.transpose(2, 3),
+        lambda net, a, b: a.permute(0, 2, 3, 1).permute(0, 3, 1, 2),
+        lambda net, a, b: a.flatten(2).unflatten(2, (8, 8)),
+        lambda net, a, b: a * torch.sigmoid(a.mean((2, 3), keepdim=True)),
+        lambda net, a, b: a * torch.sigmoid(net.gate(F.adaptive_avg_pool2d(a, 1))),
+        lambda net, a, b: torch.sigmoid(net.gate(a.mean((2, 3), keepdim=True))).mul(a),
+        lambda net, a, b: torch.cat([a[:, :, :4], a[:, :, 4:]], dim=2),
+    ],
+)  # fmt: skip
+def test_channels_are_followed_through_channelwise_operations(between: Callable[[Between, Tensor, Tensor], Tensor]) -> None:
+    assert origins(graph_of(between)) == WHOLE_A
+
+
+@pytest.mark.parametrize(
+    ("between", "width", "reads"),
+    [
+        (lambda net, a, b: torch.cat([a, b], 1), 12, [(0, 6, "a", 0, 1), (6, 12, "b", 0, 1)]),
+        (lambda net, a, b: torch.cat((b, net.norm(a)), dim=-3), 12, [(0, 6, "b", 0, 1), (6, 12, "a", 0, 1)]),
+        (lambda net, a, b: a.split([1, 5], dim=1)[1], 5, [(0, 5, "a", 1, 1)]),
+        (lambda net, a, b: torch.tensor_split(a, 2, dim=1)[1], 3, [(0, 3, "a", 3, 1)]),
+        (lambda net, a, b: a[:, 1:5], 4, [(0, 4, "a", 1, 1)]),
+        (lambda net, a, b: a[:, -2:, ::2], 2, [(0, 2, "a", 4, 1)]),
+        (lambda net, a, b: a[..., 1:], 6, WHOLE_A),
+        (lambda net, a, b: a.narrow(1, 2, 3), 3, [(0, 3, "a", 2, 1)]),
+        (lambda net, a, b: torch.cat([a[:, :2], b[:, 2:4], a[:, 4:]], 1), 6,
+         [(0, 2, "a", 0, 1), (2, 4, "b", 2, 1), (4, 6, "a", 4, 1)]),
+        (lambda net, a, b: a[:, ::2], 3, [(0, 1, "a", 0, 1), (1, 2, "a", 2, 1), (2, 3, "a", 4, 1)]),
+        (lambda net, a, b: a.view(2, 2, 3, 8, 8).transpose(1, 2).reshape(2, 6, 8, 8), 6,
+         [(at, at + 1, "a", first, 1) for at, first in enumerate([0, 3, 1, 4, 2, 5])]),
+    ],
+)  # fmt: skip
+def test_cat_split_slices_and_shuffles_are_followed_exactly(
+    between: Callable[[Between, Tensor, Tensor], Tensor], width: int, reads: list[tuple[int, int, str, int, int]]
+) -> None:
+    assert origins(graph_of(between, width)) == reads
+
+
+@pytest.mark.parametrize(
+    "between",
+    [
+        lambda net, a, b: a + b,
+        lambda net, a, b: torch.add(a, b, alpha=2),
+        lambda net, a, b: net.norm(a).add_(b),
+        lambda net, a, b: a - b,
+        lambda net, a, b: torch.maximum(a, b),
+        lambda net, a, b: a * b,
+    ],
+)
+def test_a_sum_is_the_union_of_both_sides(between: Callable[[Between, Tensor, Tensor], Tensor]) -> None:
+    graph = graph_of(between)
+    (run,) = graph.feature_by_name[graph.layer_by_name["c"].feature].runs
+    assert graph.producers[run.producer].kind == "sum"
+    names = {graph.producers[base.producer].name for base in graph.origins([run])}
+    assert names == {"a", "b"}
+
+
+def test_a_value_added_to_itself_is_no_sum() -> None:
+    assert origins(graph_of(lambda net, a, b: a + a)) == WHOLE_A
+
+
+def test_flatten_repeats_each_channel_once_for_each_place() -> None:
+    flat = origins(graph_of(lambda net, a, b: F.avg_pool2d(a, 4).flatten(1), 24, linear=True))
+    assert flat == [(4 * channel, 4 * channel + 4, "a", channel, 0) for channel in range(6)]
+
+
+def test_a_linear_layer_may_read_maps_with_channels_last() -> None:
+    graph = graph_of(lambda net, a, b: a.permute(0, 2, 3, 1), 6, linear=True)
+    assert origins(graph) == WHOLE_A
+    assert graph.feature_by_name[graph.layer_by_name["c"].feature].axis == 3
+
+
+def test_a_gate_is_a_sink_and_no_origin() -> None:
+    graph = graph_of(lambda net, a, b: a * torch.sigmoid(b.mean((2, 3), keepdim=True)))
+    assert origins(graph) == WHOLE_A
+    index = [producer.name for producer in graph.producers].index("b")
+    assert Run(0, 6, index, 0) in graph.sinks
+
+
+@pytest.mark.parametrize(
+    ("between", "what"),
+    [
+        (lambda net, a, b: torch.fft.fft(a, dim=1).real, "fft_fft"),
+        (lambda net, a, b: torch.einsum("nchw,cd->ndhw", a, torch.eye(6)), "einsum"),
+        (lambda net, a, b: a.roll(1, 1), "roll"),
+    ],
+)
+def test_an_unknown_operation_is_opaque_and_reported_with_its_line(
+    between: Callable[[Between, Tensor, Tensor], Tensor], what: str
+) -> None:
+    graph = graph_of(between)
+    ((_, _, producer, _, _),) = origins(graph)
+    found = next(made for made in graph.producers if made.name == producer)
+    assert found.kind == "opaque"
+    assert {graph.producers[run.producer].name for part in found.parts for run in part} == {"a"}  # for paths
+    (name, where) = graph.opaque[0]
+    assert what in name
+    assert Path(where.rsplit(":", 1)[0]).name == "test_extract.py"
+
+
+def test_a_mean_over_channels_is_opaque() -> None:
+    graph = graph_of(lambda net, a, b: a.mean(1, keepdim=True).expand(2, 6, 8, 8))
+    ((_, _, producer, _, _),) = origins(graph)
+    assert next(made for made in graph.producers if made.name == producer).kind == "opaque"
+
+
+# Reasons.
+
+
+def test_depthwise_layers_are_refused() -> None:
+    graph = graph_of(lambda net, a, b: net.deep(a))
+    assert graph.layer_by_name["deep"].refused == "depthwise: each channel's identity is the point"
+    assert graph.layer_by_name["deep"].depthwise
+
+
+def test_a_layer_called_twice_is_refused_at_both_sites() -> None:
+    graph = graph_of(lambda net, a, b: net.gate(net.gate(a)))
+    assert [layer.name for layer in graph.layers] == ["a", "b", "gate", "gate@1", "c"]
+    assert {graph.layer_by_name[name].refused for name in ("gate", "gate@1")} == {
+        "called at several sites, which would need different wirings"
+    }
+
+
+def test_a_layer_behind_a_write_into_a_view_is_refused() -> None:
+    def between(net: Between, a: Tensor, b: Tensor) -> Tensor:
+        a = a * 1
+        a[:, :2] = b[:, :2]
+        return a
+
+    refused = graph_of(between).layer_by_name["c"].refused
+    assert refused is not None
+
+
+# Reading points.
+
+
+def reading(between: Callable[[Between, Tensor, Tensor], Tensor], width: int = 6) -> tuple[str, tuple[str, ...]]:
+    layer = graph_of(between, width).layer_by_name["c"]
+    return layer.feature, layer.chain
+
+
+def test_a_chain_behind_a_layer_that_nobody_else_reads_belongs_to_the_producer() -> None:
+    assert reading(lambda net, a, b: torch.relu(net.norm(a))) == ("relu", ())
+
+
+def test_a_chain_behind_a_sum_or_a_concatenation_belongs_to_the_reader() -> None:
+    assert reading(lambda net, a, b: torch.relu(net.norm(a + b))) == ("add", ("norm", "relu"))
+    assert reading(lambda net, a, b: net.drop(torch.relu(torch.cat([a, b], 1))), 12) == ("cat", ("relu", "drop"))
+
+
+def test_a_chain_behind_a_value_that_others_read_belongs_to_the_reader() -> None:
+    def between(net: Between, a: Tensor, b: Tensor) -> Tensor:
+        net.gate(a)
+        return torch.relu(net.norm(a))
+
+    assert reading(between) == ("a", ("norm", "relu"))
+
+
+def test_group_norm_is_a_barrier() -> None:
+    assert reading(lambda net, a, b: torch.relu(net.group(a + b))) == ("relu", ())
+
+
+def test_the_readers_norm_counts_its_parameters_per_channel() -> None:
+    layer = graph_of(lambda net, a, b: net.prelu(net.norm(a + b))).layer_by_name["c"]
+    assert layer.chain_params == 3  # scale, shift and slope
+
+
+# What a layer is.
+
+
+def test_a_layer_knows_its_geometry_and_line() -> None:
+    layer = graph_of(lambda net, a, b: F.relu(a)).layer_by_name["a"]
+    assert (layer.kind, layer.in_channels, layer.out_channels, layer.kernel_size, layer.positions, layer.bias) == (
+        "Conv2d", 3, 6, (3, 3), 64, True,
+    )  # fmt: skip
+    path, line = layer.where.rsplit(":", 1)
+    assert "self.c(self.between(self, self.a(x), self.b(x)))" in Path(path).read_text(encoding="utf-8").splitlines()[int(line) - 1]
+
+
+def test_transposed_grouped_and_one_dimensional_layers_are_counted() -> None:
+    model = nn.Sequential(nn.Conv1d(4, 8, 3, groups=2), nn.ConvTranspose1d(8, 4, 2, stride=2), nn.Conv1d(4, 2, 1))
+    layers = trace(model, torch.randn(2, 4, 10)).graph.layers
+    assert [layer.links for layer in layers] == [16, 32, 8]
+    assert [layer.positions for layer in layers] == [8, 8, 16]  # a transposed layer is applied once for each input place
+    assert [layer.transposed for layer in layers] == [False, True, False]
+
+
+def test_inputs_are_producers_of_their_own() -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(5, 4, 1)
+
+        def forward(self, image: Tensor, depth: Tensor) -> Tensor:
+            return self.conv(torch.cat([image, depth], 1))
+
+    graph = trace(Two(), (X, torch.randn(2, 2, 8, 8))).graph
+    assert [(producer.name, producer.kind, producer.channels) for producer in graph.producers[:2]] == [
+        ("image", "input", 3), ("depth", "input", 2),
+    ]  # fmt: skip
+    assert origins(graph, "conv") == [(0, 3, "image", 0, 1), (3, 5, "depth", 0, 1)]
