@@ -139,7 +139,7 @@ def census(root: nn.Module, train_graph: fx.Graph, graph: LayerGraph) -> Census:
 
 def check(module: RewiredModule, plan: Plan, before: Census, example: Example) -> Ledger:
     """Return the ledger of a rewired module. A count that is not the promised one is an AssertionError: a bug of ours."""
-    after = layer_graph(module.graph, module, example, like=before.graph)
+    after = layer_graph(module.graphs[0], module, example, like=before.graph)
     unused = [layer for layer in before.graph.layers if layer.name not in after.layer_by_name]
     taps = {layer.name: plan.taps()[layer.name] for layer in unused if layer.name in plan.taps()}
     taps |= _read_back(after, before.graph) if not plan.bypassed else plan.taps()
@@ -194,7 +194,7 @@ def _after(
         macs=_macs(after.layers, masks),
         executed_macs=_macs(after.layers, {}),
         links=sum(int(masks[layer.name].sum()) if layer.name in masks else layer.links for layer in after.layers),
-        peak_bytes=_peak_bytes(module.graph),
+        peak_bytes=_peak_bytes(module.graphs[0]),
         p_requested=plan.requested_p,
         p_achieved=plan.promise.p,
         figures=measure(channel_graph(before.graph, taps, masks, bypassed=plan.bypassed)),

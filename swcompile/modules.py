@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import copy
 import functools
+import importlib
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, fx, nn
+from torch.fx.node import _get_qualified_name, map_aggregate
 from torch.nn import functional
 
 from swcompile.trace.rules import declare, same
@@ -171,7 +174,8 @@ Self = TypeVar("Self", bound="RewiredModule")
 class RewiredModule(fx.GraphModule):
     """A GraphModule that keeps the user's whole module tree, and may hold a second graph for eval mode.
 
-    `graph` runs in train mode, `eval_graph` (None where both are the same) in eval mode; both call the same modules. The state
+    `graphs` holds the one for train mode, and the one for eval mode where it differs (`eval_graph`, else None); both call the
+    same modules. `graph` is the one that the module's mode runs, since torch.export and others interpret it. The state
     dict has exactly the keys of the original, in its order, whether or not a graph reaches them. `swcompile` is the record of
     what was done (swcompile.api.Record), and is kept by deepcopy and pickle.
     """
@@ -189,9 +193,19 @@ class RewiredModule(fx.GraphModule):
         return made
 
     @property
+    def graph(self) -> fx.Graph:
+        """The graph that runs in the module's present mode."""
+        return self._graph if self.training or self.eval_graph is None else self.eval_graph
+
+    @graph.setter
+    def graph(self, graph: fx.Graph) -> None:
+        inherited: Any = fx.GraphModule.graph
+        inherited.__set__(self, graph)
+
+    @property
     def graphs(self) -> tuple[fx.Graph, ...]:
         """The graph for train mode, and the one for eval mode where it differs."""
-        return (self.graph,) if self.eval_graph is None else (self.graph, self.eval_graph)
+        return (self._graph,) if self.eval_graph is None else (self._graph, self.eval_graph)
 
     def recompile(self) -> Any:
         """Compile the graphs, after they were changed, into `forward`."""
@@ -216,7 +230,7 @@ class RewiredModule(fx.GraphModule):
 
     def __reduce__(self) -> tuple[Any, ...]:
         state = {name: self.__dict__[name] for name in _STATE if name in self.__dict__}
-        return _rebuild, (state, list(self.graphs), type(self).__name__, self.swcompile)
+        return _rebuild, (state, [_pack(graph) for graph in self.graphs], type(self).__name__, self.swcompile)
 
 
 def _shell(state: dict[str, Any]) -> nn.Module:
@@ -238,5 +252,68 @@ def _fill(
     return made
 
 
-def _rebuild(state: dict[str, Any], graphs: list[fx.Graph], name: str, record: Any) -> RewiredModule:
-    return _fill(RewiredModule.__new__(RewiredModule), _shell(state), graphs, name, record, {})
+def _rebuild(state: dict[str, Any], graphs: list[list[_Packed]], name: str, record: Any) -> RewiredModule:
+    unpacked = [_unpack(graph) for graph in graphs]
+    return _fill(RewiredModule.__new__(RewiredModule), _shell(state), unpacked, name, record, {})
+
+
+# fx pickles a graph as its code and traces that again, through our own functions too. So graphs are pickled as plain data.
+
+
+@dataclass(frozen=True)
+class _Name:
+    """Stands for a node in a packed graph, or for a function by its dotted path."""
+
+    name: str
+
+
+_Packed = tuple[str, str, Any, Any, Any, Any, dict[str, Any]]
+"""A node as op, name, target, args, kwargs, type and what we noted in its meta."""
+
+
+def _pack(graph: fx.Graph) -> list[_Packed]:
+    def named(value: Any) -> Any:
+        return _Name(value.name) if isinstance(value, fx.Node) else value
+
+    return [
+        (
+            node.op,
+            node.name,
+            _path(node.target) if callable(node.target) else node.target,
+            map_aggregate(node.args, named),
+            map_aggregate(node.kwargs, named),
+            node.type,
+            {key: value for key, value in node.meta.items() if key.startswith("swcompile_")},
+        )
+        for node in graph.nodes
+    ]
+
+
+def _path(function: Callable[..., Any]) -> Any:
+    """Return the dotted path of a function where it leads back to it, else the function: torch's own often know no better one."""
+    path = _Name(_get_qualified_name(function))
+    try:
+        found = _resolve(path)
+    except (ImportError, AttributeError):
+        return function
+    return path if found is function else function
+
+
+def _resolve(path: _Name) -> Any:
+    module, _, name = path.name.rpartition(".")
+    return getattr(importlib.import_module(module or "builtins"), name)
+
+
+def _unpack(packed: list[_Packed]) -> fx.Graph:
+    graph = fx.Graph()
+    nodes: dict[str, fx.Node] = {}
+
+    def found(value: Any) -> Any:
+        return nodes[value.name] if isinstance(value, _Name) else value
+
+    for op, name, target, args, kwargs, kind, meta in packed:
+        called = _resolve(target) if isinstance(target, _Name) else target
+        node = graph.create_node(op, called, map_aggregate(args, found), map_aggregate(kwargs, found), name, kind)
+        node.meta.update(meta)
+        nodes[name] = node
+    return graph
