@@ -205,7 +205,7 @@ def _masked(module: nn.Module, layer: Layer, wiring: LayerWiring, plan: Plan) ->
         )
     assert wiring.mask is not None
     weight: Any = module.weight
-    mask = torch.from_numpy(wiring.mask)
+    mask = torch.tensor(wiring.mask)  # a copy: loading a state dict into the module must not write into the plan
     made: Any = object.__new__(kind)
     nn.Module.__init__(made)
     made.__dict__.update({key: value for key, value in module.__dict__.items() if key not in ("_parameters", "_buffers")})
