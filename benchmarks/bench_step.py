@@ -117,7 +117,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         rows += [row(times, layout, part, options.batch, macs) for part in PARTS]
     console = Console()
     console.print(show(rows))
-    worst = max(record["ratio"] for record in rows if record["name"].startswith("step")["name"])
+    worst = max(record["ratio"] for record in rows if record["name"].startswith("step"))
     console.print(f"A step takes at most {worst:.3f} times the original's; the target is {TARGET:.2f}.")
     if not options.no_record:
         console.print(f"Kept in {write_timings('bench_step', rows)}")

@@ -146,3 +146,12 @@ def test_a_chain_is_transformed_and_timed() -> None:
     row = bench_transform.measure("chain", lambda: models.chain(4), 8, 0.3, 1)
     assert (row["layers"], row["shape"]) == (4, [3, 8, 8])
     assert "chain" in text(bench_transform.show([row]))
+
+
+def test_the_programs_run_from_end_to_end(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench_step, "build_model", models.plain_cnn21)  # ResNet-18 and 50 take a minute on a busy machine
+    monkeypatch.setattr(bench_transform, "resnet50", models.plain_cnn21)
+    bench_step.main(["--rounds", "1", "--batch", "2", "--no-record"])
+    assert "the target is 1.10" in capsys.readouterr().out
+    bench_transform.main(["--layers", "4", "5", "--no-record"])
+    assert "the target is 5 s" in capsys.readouterr().out
