@@ -101,7 +101,8 @@ class Feature:
 
     `name` is the fx node's. `shape` is the example's, batch first; `axis` is the channel axis: 1 for (N, C, *spatial), the last
     one for (N, *tokens, C). `position` is the value's place in the topological order of the fx graph. `train_only` marks a
-    value that eval mode does not compute, `written` one that shares memory with what an in-place operation overwrites.
+    value that eval mode does not compute, `written` one that shares memory with what an in-place operation overwrites,
+    `mixed` one that its reader reads along another axis than its channels' (a Linear over tokens): it has no map to tap.
     """
 
     name: str
@@ -112,6 +113,7 @@ class Feature:
     dtype: str = "float32"
     train_only: bool = False
     written: bool = False
+    mixed: bool = False
 
     @property
     def channels(self) -> int:
@@ -444,10 +446,12 @@ class GraphBuilder:
         position: int | None = None,
         dtype: str = "float32",
         written: bool = False,
+        mixed: bool = False,
     ) -> Feature:
         """Name a value as a feature; the same name twice is the same feature."""
         if name not in self.features:
-            self.features[name] = Feature(name, self._tick(position), shape, axis, join_runs(value), dtype, written=written)
+            place = self._tick(position)
+            self.features[name] = Feature(name, place, shape, axis, join_runs(value), dtype, written=written, mixed=mixed)
         return self.features[name]
 
     def layer(
@@ -532,6 +536,8 @@ def unreadable(graph: LayerGraph, feature: Feature, layer: Layer, *, conv_to_lin
         return f"{feature.name} has batch size {feature.shape[0]}, {own.name} {own.shape[0]}"
     if feature.written:
         return f"{feature.name} shares memory with a value that is overwritten in place"
+    if feature.mixed:
+        return f"{feature.name} is read along axis {feature.axis}, on which its channels do not lie"
     if feature.train_only and not layer.train_only:
         return f"{feature.name} is computed in train mode only"
     if feature.dtype != own.dtype:

@@ -35,7 +35,8 @@ class _Site:
     names: Mapping[str, str]
 
     def __call__(self, name: str) -> str:
-        return self.names.get(name, name)
+        """Return the fx name of a node or feature; a value that is read along two axes is two features, x and x.axis1."""
+        return self.names.get(name, name).partition(".")[0]
 
 
 def rewrite(traced: Traced, plan: Plan) -> None:

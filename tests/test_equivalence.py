@@ -360,6 +360,50 @@ def test_other_options_work_or_are_refused_with_a_reason(name: str, options: dic
     assert all(bool(grad.isfinite().all()) for grad in gradients.values() if grad is not None)
 
 
+class TwoAxes(nn.Module):
+    """A Linear over the width of maps, whose reader comes before a convolution that reads the same maps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convs = nn.ModuleList(nn.Conv2d(16 if number else 3, 16, 3, padding=1) for number in range(5))
+        self.over_width = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.convs[1](self.convs[0](x).relu()).relu()
+        mixed = self.over_width(x)
+        x = self.convs[2](x).relu() + mixed
+        return self.convs[4](self.convs[3](x).relu())
+
+
+def test_maps_read_along_two_axes_are_tapped_along_their_channels() -> None:
+    rewired = swnet.transform(TwoAxes(), torch.randn(2, 3, 8, 8), p=0.5)
+    assert swnet.ledger(rewired).changed
+    assert "over_width" not in record(rewired).plan.taps()
+    assert rewired(torch.randn(3, 3, 8, 8)).shape == (3, 16, 8, 8)
+
+
+class SharedActivation(nn.Module):
+    """Pre-activation blocks as many write them: one ReLU module for all of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.relu = nn.Conv2d(3, 16, 3, padding=1), nn.ReLU()
+        self.norms = nn.ModuleList(nn.BatchNorm2d(16) for _ in range(5))
+        self.convs = nn.ModuleList(nn.Conv2d(16, 16, 3, padding=1) for _ in range(5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        for norm, conv in zip(self.norms, self.convs, strict=True):
+            x = x + conv(self.relu(norm(x)))
+        return x
+
+
+def test_a_shared_activation_stays_behind_its_readers_norm() -> None:
+    rewired = swnet.transform(SharedActivation(), torch.randn(2, 3, 8, 8), p=1.0, dead="allow")
+    _, gradients = run(rewired, torch.randn(2, 3, 8, 8))
+    assert all(gradients[f"norms.{number}.weight"] is not None for number in range(5))
+
+
 def test_removed_shortcuts_are_removed_in_eval_mode_too() -> None:
     model, x = build("stochastic_depth")
     rewired = rewire("stochastic_depth", p=0.0, wiring="kernel", skips="remove").eval()

@@ -253,7 +253,9 @@ class _Extraction:
         return self._readers(node) == 1 and SHARED_MEMORY not in node.meta and rules.in_chain(node, module)
 
     def _single_site(self, node: fx.Node) -> bool:
-        return node.op != "call_module" or self.calls[id(self.modules[str(node.target)])] == 1
+        """Whether nothing but this call would notice a change of the node's module: one without state belongs to every call."""
+        module = self.modules[str(node.target)] if node.op == "call_module" else None
+        return module is None or self.calls[id(module)] == 1 or not [*module.parameters(), *module.buffers()]
 
     @staticmethod
     def _readers(node: fx.Node) -> int:
@@ -270,6 +272,7 @@ class _Extraction:
         name = node.name
         if name in self.build.features and self.build.features[name].axis != axis:
             name = f"{name}.axis{axis}"
+        mixed = value.known and value.axes != (axis,)
         if name not in self.build.features and (value.ids is None or value.axes != (axis,)):
             if name == node.name and not value.known and not value.constant:
                 value = self._materialise(node, value, axis)
@@ -285,6 +288,7 @@ class _Extraction:
             position=self.order[node],
             dtype=str(spec.dtype)[6:],
             written=SHARED_MEMORY in node.meta,
+            mixed=mixed,
         )
 
 

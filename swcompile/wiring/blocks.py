@@ -137,7 +137,7 @@ class Atlas:
         known: set[tuple[int, int, int, int, tuple[int, ...]]] = set()
         for index in indices:
             feature = self.graph.features[index]
-            if feature.train_only or feature.written or (feature.is_map and max(feature.spatial) == 1):
+            if feature.train_only or feature.written or feature.mixed or (feature.is_map and max(feature.spatial) == 1):
                 continue
             found: list[Run] = []
             for run in feature.runs:

@@ -154,7 +154,7 @@ class Repair:
         """Find slots that take a piece, in parts where one slot does not suffice. Return whether all of it was taken."""
         takers = self.takers.get(origin.kind)
         feature = self.atlas.graph.features[piece.feature]
-        if takers is None or feature.train_only or feature.written:
+        if takers is None or feature.train_only or feature.written or feature.mixed:
             return False
         first, end = bisect_right(takers.positions, feature.position), len(takers.moves)
         if first == end:
