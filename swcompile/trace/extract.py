@@ -25,12 +25,21 @@ def extract(graph: fx.Graph, root: nn.Module, name: str, like: LayerGraph | None
     """Return the LayerGraph of a traced graph whose nodes carry shapes (swcompile.trace.shapes.propagate).
 
     An opaque value becomes a producer where somebody reads its channels, and whoever comes later must find the same one. So a
-    first pass finds those values and their channel axes, and the second lets each be a producer from the start. `like` is the
-    graph of the same network before it was rewritten, whose opaque values keep their identity.
+    first pass finds those values and their channel axes, and the next lets each be a producer from the start, until no further
+    one turns up: a value seen through now may show that another one is read. `like` is the graph of the same network before it
+    was rewritten, whose opaque values keep their identity.
     """
-    first = like if like is not None else _Extraction(graph, root, name, {}).run()
-    read = {made.name: made.axis for made in first.producers if made.kind == "opaque" and made.axis is not None}
-    return _Extraction(graph, root, name, read).run() if read or like is not None else first
+    axes = _opaque_axes(like) if like is not None else {}
+    while True:
+        made = _Extraction(graph, root, name, axes).run()
+        found = _opaque_axes(made)
+        if like is not None or found.keys() <= axes.keys():
+            return made
+        axes = found | axes
+
+
+def _opaque_axes(graph: LayerGraph) -> dict[str, int]:
+    return {made.name: made.axis for made in graph.producers if made.kind == "opaque" and made.axis is not None}
 
 
 class _Extraction:

@@ -230,9 +230,15 @@ def _select(value: Value, axis: int, place: int) -> Value:
     return Value(ids, tuple(other - (other > axis) for other in value.axes if other != axis))
 
 
+def _number(value: Any) -> Any:
+    """Return the number that a node computes from sizes (x.shape[1] // 2), anything else as it is."""
+    found = value.meta.get(SHAPE) if isinstance(value, fx.Node) else None
+    return found if isinstance(found, int) else value
+
+
 def item(node: fx.Node, context: Context) -> Result:
     """Carry channels through indexing: a piece of a split, or slices of a tensor."""
-    base, index = node.args[0], node.args[1]
+    base, index = node.args[0], fx.node.map_aggregate(node.args[1], _number)
     spec = spec_of(base) if isinstance(base, fx.Node) else None
     value = context.value((base, index)) if spec is None else context.value(base)
     if spec is None or value.ids is None:
@@ -273,7 +279,7 @@ def narrowed(node: fx.Node, context: Context) -> Result:
     value, old = context.value(source(node)), spec_of(source(node))
     names = ("dim", "start", "length")
     given = (node.kwargs.get(name, node.args[place] if len(node.args) > place else None) for place, name in enumerate(names, 1))
-    numbers = [number for number in given if isinstance(number, int)]
+    numbers = [number for number in map(_number, given) if isinstance(number, int)]
     if value.ids is None or old is None or len(numbers) < len(names):
         return opaque(value)
     dim, start, length = numbers

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn import functional as F  # as users write it
 
 from swcompile.graph import LayerGraph, Run
-from swcompile.trace import trace
+from swcompile.trace import Example, layer_graph, trace
 
 X = torch.randn(2, 3, 8, 8)
 
@@ -94,6 +94,9 @@ def test_channels_are_followed_through_channelwise_operations(between: Callable[
         (lambda net, a, b: a[:, 1:5], 4, [(0, 4, "a", 1, 1)]),
         (lambda net, a, b: a[:, -2:, ::2], 2, [(0, 2, "a", 4, 1)]),
         (lambda net, a, b: a[..., 1:], 6, WHOLE_A),
+        (lambda net, a, b: a[:, a.shape[1] // 3 :], 4, [(0, 4, "a", 2, 1)]),
+        (lambda net, a, b: a.narrow(1, a.size(1) // 2, 3), 3, [(0, 3, "a", 3, 1)]),
+        (lambda net, a, b: a.split(a.shape[1] // 2, 1)[1], 3, [(0, 3, "a", 3, 1)]),
         (lambda net, a, b: a.narrow(1, 2, 3), 3, [(0, 3, "a", 2, 1)]),
         (lambda net, a, b: torch.cat([a[:, :2], b[:, 2:4], a[:, 4:]], 1), 6,
          [(0, 2, "a", 0, 1), (2, 4, "b", 2, 1), (4, 6, "a", 4, 1)]),
@@ -168,6 +171,26 @@ def test_an_unknown_operation_is_opaque_and_reported_with_its_line(
     (name, where) = graph.opaque[0]
     assert what in name
     assert Path(where.rsplit(":", 1)[0]).name == "test_extract.py"
+
+
+def test_an_opaque_value_is_one_producer_for_all_of_its_readers_however_late_they_turn_up() -> None:
+    """Only the concatenation shows that the rolled map itself is read, beside what was made of it."""
+
+    def between(net: Between, a: Tensor, b: Tensor) -> Tensor:
+        rolled = a.roll(1, 1)
+        shuffled = (rolled * 2).view(2, 2, 3, 8, 8).transpose(1, 2).reshape(2, 6, 8, 8)
+        net.gate(shuffled)
+        return torch.cat([shuffled, rolled], 1)
+
+    graph = graph_of(between, 12)
+    assert [made.name for made in graph.producers if made.kind == "opaque"] == ["roll"]
+    again = layer_graph(*_traced(between))
+    assert again.fingerprint == graph.fingerprint
+
+
+def _traced(between: Callable[[Between, Tensor, Tensor], Tensor]) -> tuple[fx.Graph, nn.Module, Example, None, LayerGraph]:
+    traced = trace(Between(between, 12), X)
+    return traced.train_graph, traced.root, traced.example, None, traced.graph
 
 
 def test_a_mean_over_channels_is_opaque() -> None:
