@@ -8,9 +8,10 @@ from torch import fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from swcompile.graph import LayerGraph
-from swcompile.trace.capture import capture, copy_model, skeleton
+from swcompile.trace.capture import Capture, capture, copy_model, skeleton, tidy
 from swcompile.trace.extract import extract
-from swcompile.trace.shapes import Example, describe_inputs, infer_example, propagate
+from swcompile.trace.purify import purify
+from swcompile.trace.shapes import Example, describe_inputs, infer_example, observe_memory, propagate
 
 __all__ = ["Example", "Traced", "describe_inputs", "layer_graph", "trace", "trace_structure"]
 
@@ -63,12 +64,30 @@ def _example(model: nn.Module, example_inputs: object) -> Example:
 
 def _trace(root: nn.Module, example: Example, inferred: bool, mode: FakeTensorMode | None) -> Traced:
     """Capture `root`, which is ours to change; its tensors are fake in `mode`, or real where it is None."""
-    captured = capture(root)
+    captured = capture(root, len(example))
+    in_place = _purify(captured, example, mode)
     graph = layer_graph(captured.train_graph, root, example, mode)
     names: dict[str, str] = {}
     if captured.eval_graph is not None:
         graph, names = _match_modes(graph, layer_graph(captured.eval_graph, root, example, mode))
-    return Traced(root, captured.train_graph, captured.eval_graph, graph, names, example, inferred, captured.in_place)
+    return Traced(root, captured.train_graph, captured.eval_graph, graph, names, example, inferred, in_place)
+
+
+def _purify(captured: Capture, example: Example, mode: FakeTensorMode | None) -> frozenset[str]:
+    """Make the captured graphs pure, by what a run of each in its mode shows of shared memory."""
+    root, both = captured.root, captured.eval_graph
+    inside = mode if mode is not None else FakeTensorMode(allow_non_fake_inputs=True)
+    bare = root if mode is not None else skeleton(root, inside)
+    modes = {module: module.training for module in bare.modules()}
+    observe_memory(captured.train_graph, bare.train(), example, inside)
+    observe_memory(both if both is not None else captured.train_graph, bare.eval(), example, inside)
+    for module, training in modes.items():
+        module.training = training
+    graphs = [captured.train_graph] if both is None else [captured.train_graph, both]
+    in_place = purify(root, graphs)
+    for graph in graphs:
+        tidy(graph)
+    return in_place
 
 
 def layer_graph(

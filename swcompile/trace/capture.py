@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import operator
 import os
+import random
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import _disable_current_modes
 
 from swcompile.errors import SwnetError
-from swcompile.trace.purify import PURE_OPERATORS, WRITES, purify_graph, purify_modules
+from swcompile.trace.purify import PURE_OPERATORS, WRITES, named_in_place
 
 LAYER_TYPES = (
     nn.Conv1d,
@@ -36,15 +41,11 @@ _OURS = (os.path.dirname(torch.__file__) + os.sep, os.path.dirname(os.path.dirna
 
 @dataclass
 class Capture:
-    """A pure copy of the user's model with its graphs.
-
-    `eval_graph` is None where both modes run the same code; `in_place` are the paths of modules that worked in place.
-    """
+    """A copy of the user's model with its graphs. `eval_graph` is None where both modes run the same code."""
 
     root: nn.Module
     train_graph: fx.Graph
     eval_graph: fx.Graph | None
-    in_place: frozenset[str]
 
 
 class _Proxy(fx.Proxy):
@@ -176,27 +177,41 @@ def _refuse_lazy(model: nn.Module) -> None:
             raise SwnetError(f"{name} has no shape yet (a lazy module); run the model once on an example before transforming it.")
 
 
-def capture(root: nn.Module) -> Capture:
-    """Trace `root`, which must be ours to change, in train and in eval mode.
+def capture(root: nn.Module, arguments: int) -> Capture:
+    """Trace `root`, which must be ours to change, in train and in eval mode. The graphs are as the user wrote them, not yet pure.
 
     fx bakes `self.training` into its graphs: functional dropout, stochastic depth and auxiliary heads would stay in the mode of
-    the trace. So both are traced, and only models whose code is the same in both get by with one graph.
+    the trace. So both are traced, and only models whose code is the same in both get by with one graph. `arguments` is how many
+    inputs the example has; what it leaves out keeps its default.
     """
-    in_place = purify_modules(root)
     modes = {module: module.training for module in root.modules()}
     try:
-        train_graph = _trace(root.train())
-        eval_graph = _trace(root.eval())
+        train_graph, train_constants = _trace(root.train(), arguments)
+        eval_graph, eval_constants = _trace(root.eval(), arguments)
+        same = _code(train_graph) == _code(eval_graph) and _equal(train_constants, eval_constants)
+        _register(root, train_graph, train_constants)
+        if not same:
+            eval_graph, eval_constants = _trace(root, arguments)
+            _register(root, eval_graph, eval_constants)
     finally:
         for module, training in modes.items():
             module.training = training
-    same = train_graph.python_code("self").src == eval_graph.python_code("self").src
-    return Capture(root, train_graph, None if same else eval_graph, in_place)
+    return Capture(root, train_graph, None if same else eval_graph)
 
 
-def _trace(root: nn.Module) -> fx.Graph:
+Constants = dict[str, torch.Tensor]
+
+
+def _trace(root: nn.Module, arguments: int) -> tuple[fx.Graph, Constants]:
+    """Return the graph of the present mode, and the tensors that forward made without looking at its input."""
+    had = set(root.__dict__)
+    state = {module: (dict(module.__dict__), dict(module._buffers)) for module in root.modules()}
     try:
-        graph = LayerTracer(root).trace(root)
+        with _random_state() as drawn:
+            omitted = _omitted(root, arguments)
+            graph = LayerTracer(root).trace(root, omitted)
+            _restore_names(graph, omitted)
+            _write_back(root, graph, state)
     except SwnetError:
         raise
     except Exception as error:
@@ -205,13 +220,117 @@ def _trace(root: nn.Module) -> fx.Graph:
             f"(at {_last_user_line(error) or 'an unknown line'}). torch.fx follows the forward without values; make that line "
             "independent of tensor values and of control flow over them."
         ) from error
-    purify_graph(graph)
+    if drawn():
+        raise SwnetError(
+            f"The forward of {type(root).__name__} draws random numbers that do not depend on its input, and tracing would freeze "
+            "them. Draw them with a shape taken from the input, as in torch.rand(x.shape[0], 1), or in a module of their own."
+        )
+    fresh = [name for name in root.__dict__ if name not in had and isinstance(root.__dict__[name], torch.Tensor)]
+    return graph, {name: root.__dict__.pop(name) for name in fresh}
+
+
+def _write_back(root: nn.Module, graph: fx.Graph, state: dict[nn.Module, tuple[dict[str, Any], dict[str, Any]]]) -> None:
+    """Turn what forward assigned to buffers into writes, and put the real buffers and attributes back.
+
+    self.n = self.n + 1 leaves a proxy where the buffer was, and would count no further; it becomes self.n.copy_(self.n + 1).
+    """
+    output = next(node for node in reversed(graph.nodes) if node.op == "output")
+    for path, module in root.named_modules():
+        attributes, buffers = state[module]
+        for name, value in module._buffers.items():
+            if isinstance(value, fx.Proxy) and not _writes_to(value.node, f"{path}.{name}".lstrip(".")):
+                with graph.inserting_before(output):
+                    buffer = graph.get_attr(f"{path}.{name}".lstrip("."))
+                    graph.call_method("copy_", (buffer, value.node))
+        module._buffers.update(buffers)
+        for name, value in list(module.__dict__.items()):
+            if isinstance(value, fx.Proxy):
+                module.__dict__.pop(name)
+                module.__dict__.update({name: attributes[name]} if name in attributes else {})
+
+
+def _writes_to(node: fx.Node, path: str) -> bool:
+    """Whether a node's result is the buffer at `path` itself, written in place."""
+    while node.op != "get_attr" and node.args and isinstance(node.args[0], fx.Node) and named_in_place(node):
+        node = node.args[0]
+    return node.op == "get_attr" and node.target == path
+
+
+def _omitted(root: nn.Module, arguments: int) -> dict[str, Any] | None:
+    """Return the arguments that the example leaves out and whose default decides control flow: None, True and False.
+
+    Tracing takes them as they are, and the result refuses other values; numbers stay arguments.
+    """
+    given = list(inspect.signature(root.forward).parameters.values())
+    positional = [place for place in given if place.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD]
+    left_out = [*positional[arguments:], *(place for place in given if place.kind is inspect.Parameter.KEYWORD_ONLY)]
+    return {place.name: place.default for place in left_out if place.default is None or isinstance(place.default, bool)} or None
+
+
+def _restore_names(graph: fx.Graph, omitted: dict[str, Any] | None) -> None:
+    """Give arguments that were fixed their names back: fx numbers them."""
+    for node in graph.nodes:
+        name = str(node.target).removesuffix("_1")
+        if node.op == "placeholder" and omitted is not None and name in omitted:
+            node.target = name
+            node._rename(name)
+
+
+@contextmanager
+def _random_state() -> Iterator[Callable[[], bool]]:
+    """Leave the caller's random state as it was. Yields a function that tells whether anything was drawn inside."""
+    before, drawn = _states(), False
+    try:
+        yield lambda: drawn
+    finally:
+        drawn = _told(_states()) != _told(before)
+        with _disable_current_modes():
+            torch.set_rng_state(before[0])
+        random.setstate(before[1])
+        np.random.set_state(before[2])
+
+
+_States = tuple[torch.Tensor, Any, Any]
+
+
+def _states() -> _States:
+    with _disable_current_modes():  # under fake tensors the state would be one, and hold nothing
+        return torch.get_rng_state(), random.getstate(), np.random.get_state()
+
+
+def _told(states: _States) -> tuple[bytes, str, str]:
+    with _disable_current_modes():
+        return states[0].numpy().tobytes(), str(states[1]), str(states[2])
+
+
+def _code(graph: fx.Graph) -> str:
+    return graph.python_code("self").src
+
+
+def _equal(left: Constants, right: Constants) -> bool:
+    return left.keys() == right.keys() and all(
+        left[name].shape == right[name].shape and (left[name].device.type == "meta" or bool(torch.equal(left[name], right[name])))
+        for name in left
+    )
+
+
+def _register(root: nn.Module, graph: fx.Graph, constants: Constants) -> None:
+    """Make tensors that are neither parameters nor buffers into buffers, so that they move with the model; they are not saved."""
+    root.__dict__.update(constants)
+    for node in graph.nodes:
+        path, _, name = str(node.target).rpartition(".")
+        owner = root.get_submodule(path) if node.op == "get_attr" else None
+        if owner is not None and isinstance(owner.__dict__.get(name), torch.Tensor):
+            owner.register_buffer(name, owner.__dict__.pop(name), persistent=False)
+
+
+def tidy(graph: fx.Graph) -> None:
+    """Drop what does nothing, and mark what the user's own code ignores."""
     graph.eliminate_dead_code(is_impure_node=_keeps)
     for node in graph.nodes:
         if not node.users:
             node.meta[UNREAD] = True
     graph.lint()
-    return graph
 
 
 def _keeps(node: fx.Node) -> bool:

@@ -9,7 +9,7 @@ model stays as it is, and every value that shares its memory is marked, so that 
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -42,63 +42,108 @@ SHARED_MEMORY = "swcompile_shared_memory"
 """The key in `node.meta` of values that an in-place operation writes into by way of a view."""
 WRITES = "swcompile_writes"
 """The key in `node.meta` of operations that stayed in-place, and so are no dead code when nobody reads them."""
+MEMORY = "swcompile_memory"
+"""The key in `node.meta` of the storages that a value lives in, as observed in a run on fake tensors."""
+WRITTEN = "swcompile_written"
+"""The key in `node.meta` of the inputs whose version a call was observed to raise."""
 
 
-def purify_modules(root: nn.Module) -> frozenset[str]:
-    """Switch `inplace` off in every module below `root`, and return the paths of those that had it."""
-    found = frozenset(name for name, module in root.named_modules() if getattr(module, "inplace", False) is True)
-    for name in found:
+def purify(root: nn.Module, graphs: Sequence[fx.Graph]) -> frozenset[str]:
+    """Make the graphs of a module pure, and return the paths of modules that worked in place and no longer do."""
+    names = root.named_modules(remove_duplicate=False)
+    in_place = {name for name, module in names if getattr(module, "inplace", False) is True}
+    kept = set().union(*(purify_graph(graph, in_place) for graph in graphs))
+    for graph in graphs:
+        keep_in_place(graph, kept)
+        for node in graph.nodes:
+            node.meta.pop(MEMORY, None)
+            node.meta.pop(WRITTEN, None)
+    stay = {root.get_submodule(path) for path in kept}
+    pure = frozenset(name for name in in_place if root.get_submodule(name) not in stay)
+    for name in pure:
         root.get_submodule(name).inplace = False  # type: ignore[assignment]  # a plain attribute, for which nn.Module has no type
-    return found
+    return pure
 
 
-def purify_graph(graph: fx.Graph) -> None:
+def purify_graph(graph: fx.Graph, in_place: Container[str] = ()) -> set[str]:
     """Replace in-place functions, methods and operators by pure ones.
 
     before: y = relu_(x); z = x + 1          after: y = relu(x); z = y + 1
+
+    `in_place` are the paths of modules that worked in place; returned are those that must go on doing so. What shares memory with
+    what is known from MEMORY where a run was observed, else from the names of views.
     """
     order = {node: place for place, node in enumerate(graph.nodes)}
+    kept: set[str] = set()
     for node in list(graph.nodes):
-        target = _overwritten(node)
-        if target is None:
-            continue
-        family = _aliases(target)
-        if not _has_pure_form(node) or target.op == "get_attr" or _seen_elsewhere(node, target, family, order):
-            for member in family:
-                member.meta[SHARED_MEMORY] = True
-            node.meta[WRITES] = True
-            continue
-        _make_pure(node)
-        for user in [user for user in target.users if order[user] > order[node]]:
-            user.replace_input_with(target, node)
+        for target in _overwritten(node, in_place):
+            family = _aliases(target)
+            if not _has_pure_form(node, in_place) or target.op == "get_attr" or _seen_elsewhere(node, target, family, order):
+                _leave_in_place(node, family)
+                kept.update([str(node.target)] if node.op == "call_module" else [])
+                continue
+            _make_pure(node)
+            _move_memory(node, target, order)
+            for user in [user for user in target.users if order[user] > order[node]]:
+                user.replace_input_with(target, node)
+    return kept
+
+
+def keep_in_place(graph: fx.Graph, paths: Container[str]) -> None:
+    """Mark what modules that stay in-place overwrite, at all of their sites: nobody may tap it."""
+    for node in graph.nodes:
+        if node.op == "call_module" and node.target in paths and node.all_input_nodes:
+            _leave_in_place(node, {node.all_input_nodes[0]})
+
+
+def _leave_in_place(node: fx.Node, family: Iterable[fx.Node]) -> None:
+    for member in family:
+        member.meta[SHARED_MEMORY] = True
+    node.meta[WRITES] = True
+
+
+def _move_memory(node: fx.Node, target: fx.Node, order: dict[fx.Node, int]) -> None:
+    """Give what a pure operation makes, and all later views of it, memory apart from its input's."""
+    old = target.meta.get(MEMORY, frozenset())
+    if not old:
+        return
+    for later in node.graph.nodes:
+        mine = later.meta.get(MEMORY, frozenset())
+        if order.get(later, -1) >= order[node] and mine & old:
+            later.meta[MEMORY] = (mine - old) | {(node.name, storage) for storage in mine & old}
 
 
 def _seen_elsewhere(node: fx.Node, target: fx.Node, family: set[fx.Node], order: dict[fx.Node, int]) -> bool:
     """Whether somebody reads what `node` writes by way of another value than `target`: a view made of it before, or its base."""
-    later = {member for member in family if order[member] > order[node]}
+    later = {member for member in family if order[member] >= order[node]}
     others = family - later - {target}
     return any(other.op == "get_attr" or any(order[user] > order[node] for user in other.users) for other in others)
 
 
-def _has_pure_form(node: fx.Node) -> bool:
+def _has_pure_form(node: fx.Node, in_place: Container[str]) -> bool:
+    if node.op == "call_module":
+        return node.target in in_place
     if _in_place_flag(node) or node.target in PURE_OPERATORS:
         return True
     return (_pure_method(str(node.target)) if node.op == "call_method" else _pure_function(node.target)) is not None
 
 
-def _overwritten(node: fx.Node) -> fx.Node | None:
-    """Return the value that a node writes into, or None."""
-    if not node.args or not isinstance(node.args[0], fx.Node):
-        given = node.kwargs.get("input")
-        return given if isinstance(given, fx.Node) and _in_place_flag(node) else None
-    writes = _in_place_flag(node) or node.target in PURE_OPERATORS or node.target is operator.setitem
-    return node.args[0] if writes or _named_in_place(node) else None
+def _overwritten(node: fx.Node, in_place: Container[str]) -> list[fx.Node]:
+    """Return the values that a node writes into."""
+    given = node.args[0] if node.args else node.kwargs.get("input")
+    if node.op == "call_module" and node.target in in_place:
+        return node.all_input_nodes[:1]
+    if _in_place_flag(node) or node.target is operator.setitem or named_in_place(node):
+        return [given] if isinstance(given, fx.Node) else []
+    return list(node.meta.get(WRITTEN, ()))
 
 
-def _named_in_place(node: fx.Node) -> bool:
-    """Whether torch's naming says that a call overwrites its first argument: one underscore at the end."""
+def named_in_place(node: fx.Node) -> bool:
+    """Whether a call overwrites its first argument by its name: an augmented assignment, or one underscore at the end."""
     if node.op not in ("call_function", "call_method"):
         return False
+    if node.target in PURE_OPERATORS:
+        return True
     name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
     return name.endswith("_") and not name.endswith("__") and name not in _NOT_WRITING
 
@@ -129,6 +174,9 @@ def _aliases(node: fx.Node) -> set[fx.Node]:
 
     The pieces of one split lie side by side: they share memory with what was split, not with each other.
     """
+    if MEMORY in node.meta:
+        sharing = (other for other in node.graph.nodes if other.meta.get(MEMORY, frozenset()) & node.meta[MEMORY])
+        return {node, *(other for other in sharing if not _side_by_side(other, node))}
     family, pending = {node}, [node]
     siblings: set[fx.Node] = set()
     while pending:
@@ -143,6 +191,22 @@ def _aliases(node: fx.Node) -> set[fx.Node]:
                 family.add(relative)
                 pending.append(relative)
     return family
+
+
+def _side_by_side(left: fx.Node, right: fx.Node) -> bool:
+    """Whether two values lie in different pieces of one split."""
+    pieces = [_piece(left), _piece(right)]
+    return None not in pieces and pieces[0] is not pieces[1] and len({piece.args[0] for piece in pieces if piece}) == 1
+
+
+def _piece(node: fx.Node) -> fx.Node | None:
+    """Return the piece of a split that a value is a view of."""
+    while _shares(node) and node.all_input_nodes:
+        above = node.all_input_nodes[0]
+        if _is_split(above):
+            return node
+        node = above
+    return None
 
 
 def _is_split(node: fx.Node) -> bool:

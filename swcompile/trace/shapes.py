@@ -15,6 +15,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 
 from swcompile.errors import NothingToDoError, SwnetError
 from swcompile.trace.capture import LAYER_TYPES, WHERE, skeleton
+from swcompile.trace.purify import MEMORY, WRITTEN
 
 SHAPE = "swcompile_shape"
 """The key in `node.meta` of a value's (shape, dtype), or of a list of them."""
@@ -159,6 +160,50 @@ class _ShapeProp(fx.Interpreter):
         result = super().run_node(n)
         n.meta[SHAPE] = _map(result, torch.Tensor, lambda tensor: Spec(tuple(tensor.shape), tensor.dtype))
         return result
+
+
+class _MemoryProp(fx.Interpreter):
+    """Run a graph on fake tensors and note which storages each value lives in, and which inputs each call overwrites."""
+
+    mode = "train"
+
+    def run_node(self, n: fx.Node) -> Any:
+        before = {source: _versions(self.env[source]) for source in n.all_input_nodes}
+        result = super().run_node(n)
+        storages = frozenset((self.mode, tensor.untyped_storage()._cdata) for tensor in _tensors(result))
+        n.meta[MEMORY] = n.meta.get(MEMORY, frozenset()) | storages
+        written = tuple(source for source, versions in before.items() if _versions(self.env[source]) != versions)
+        if written:
+            n.meta[WRITTEN] = written
+        return result
+
+
+def _tensors(value: Any) -> list[torch.Tensor]:
+    found: list[torch.Tensor] = []
+    _map(value, torch.Tensor, found.append)
+    return found
+
+
+def _versions(value: Any) -> list[int]:
+    return [tensor._version for tensor in _tensors(value)]
+
+
+def observe_memory(graph: fx.Graph, root: nn.Module, example: Example, mode: FakeTensorMode) -> None:
+    """Write into the nodes of a graph, as the user wrote it, what shares memory with what and who writes into it.
+
+    In the module's present mode; a second call in the other mode adds to the first, since dropout is an alias in one of them.
+    Where the graph does not run on the example, nothing is written; `propagate` will say why.
+    """
+    try:
+        with _quiet(), mode, torch.no_grad():
+            fakes = tuple(_map(argument, Spec, Spec.fake) for argument in example)
+            run = _MemoryProp(fx.GraphModule(root, graph), garbage_collect_values=False)
+            run.mode = "train" if root.training else "eval"
+            run.run(*fakes)
+    except Exception:  # the same run follows on the purified graph, and reports it
+        for node in graph.nodes:
+            node.meta.pop(MEMORY, None)
+            node.meta.pop(WRITTEN, None)
 
 
 def follow_shapes(graph: fx.Graph, root: nn.Module, specs: Sequence[Spec | None]) -> None:

@@ -38,12 +38,12 @@ X = torch.randn(2, 3, 8, 8)
 
 
 def test_modules_keep_their_names_and_only_those_with_layers_are_entered() -> None:
-    graph = capture(copy_model(Net())).train_graph
+    graph = capture(copy_model(Net()), 1).train_graph
     assert [node.target for node in graph.nodes if node.op == "call_module"] == ["block.0", "block.1", "block.2", "odd", "conv"]
 
 
 def test_each_node_knows_its_line_in_the_users_code() -> None:
-    graph = capture(copy_model(Net())).train_graph
+    graph = capture(copy_model(Net()), 1).train_graph
     where = {node.name: node.meta[WHERE] for node in graph.nodes}
     path, line = where["conv"].rsplit(":", 1)
     assert path == __file__
@@ -53,7 +53,7 @@ def test_each_node_knows_its_line_in_the_users_code() -> None:
 
 
 def test_both_modes_are_traced_where_their_code_differs() -> None:
-    captured = capture(copy_model(Net()))
+    captured = capture(copy_model(Net()), 1)
     assert captured.eval_graph is not None
     (train,), (evaluation,) = ([node for node in graph.nodes if node.name == "dropout"]
                                for graph in (captured.train_graph, captured.eval_graph))  # fmt: skip
@@ -61,7 +61,7 @@ def test_both_modes_are_traced_where_their_code_differs() -> None:
 
 
 def test_a_model_that_ignores_the_mode_has_one_graph() -> None:
-    assert capture(nn.Sequential(nn.Conv2d(3, 4, 1), nn.Dropout())).eval_graph is None
+    assert capture(nn.Sequential(nn.Conv2d(3, 4, 1), nn.Dropout()), 1).eval_graph is None
 
 
 def test_the_users_model_mode_buffers_and_random_state_are_untouched() -> None:
@@ -124,7 +124,7 @@ def test_a_module_whose_result_nobody_reads_still_runs() -> None:
             self.count(y)
             return y
 
-    graph = capture(Counting()).train_graph
+    graph = capture(Counting(), 1).train_graph
     assert "count" in [node.target for node in graph.nodes]
 
 
