@@ -118,7 +118,20 @@ def transform(
     Source: Javaheripi, Rouhani and Koushanfar, arXiv 1904.04862.
     """
     options = Options(
-        wiring, p, density, block, resample, reach, seed, head, dead, skips, budget, init, conv_to_linear, min_in_degree
+        wiring=wiring,
+        p=p,
+        density=density,
+        block=block,
+        resample=resample,
+        reach=reach,
+        seed=seed,
+        head=head,
+        dead=dead,
+        skips=skips,
+        budget=budget,
+        init=init,
+        conv_to_linear=conv_to_linear,
+        min_in_degree=min_in_degree,
     )
     _check_budget(options, params, macs)
     traced = _announced(trace(model, example_inputs))
@@ -151,7 +164,20 @@ def plan(
 ) -> Plan:
     """Decide what `transform` would do, without touching or needing weights. Arguments as for `transform`."""
     options = Options(
-        wiring, p, density, block, resample, reach, seed, head, dead, skips, budget, init, conv_to_linear, min_in_degree
+        wiring=wiring,
+        p=p,
+        density=density,
+        block=block,
+        resample=resample,
+        reach=reach,
+        seed=seed,
+        head=head,
+        dead=dead,
+        skips=skips,
+        budget=budget,
+        init=init,
+        conv_to_linear=conv_to_linear,
+        min_in_degree=min_in_degree,
     )
     _check_budget(options, params, macs)
     return _decide(_announced(trace_structure(model, example_inputs)), options, params, macs)
@@ -180,7 +206,18 @@ def analyze(
     points: int = 20,
 ) -> Analysis:
     """Return a model's layer graph, its figures over `points` values of p, and the layers that can be rewired. Needs no weights."""
-    options = Options(wiring, p, density, block, resample, reach, seed, head, dead, skips)
+    options = Options(
+        wiring=wiring,
+        p=p,
+        density=density,
+        block=block,
+        resample=resample,
+        reach=reach,
+        seed=seed,
+        head=head,
+        dead=dead,
+        skips=skips,
+    )
     traced = _announced(trace_structure(model, example_inputs))
     curve = sweep(traced.graph, options, points)
     layers, notes = eligible(traced.graph, options)

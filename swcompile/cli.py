@@ -248,6 +248,8 @@ def transform(
             rewired = api.transform(found.model, examples, **asked)
         else:
             rewired = api.apply(found.model, plan.Plan.read(plan_file), examples)
+        if not api.ledger(rewired).changed:
+            raise NothingToDoError(_unchanged(found.entry_name, api.ledger(rewired).notes))
         begin(f"writing {out}")
         figures = api.ledger(rewired).as_dict()
         _write(out, found, rewired, _json(figures), force=force)
@@ -260,6 +262,12 @@ def transform(
         f"Written to {out}: model.py there has a build_model() that gives the rewired model.",
     ]
     _show(document, shown, as_json=as_json, quiet=quiet)
+
+
+def _unchanged(name: str, notes: Sequence[Any]) -> str:
+    """Say that a plan, or p = 0, asks for no change, with what the ledger notes of each layer."""
+    reasons = "".join(f"\n  {note.layer}: {note.reason}" for note in notes)
+    return f"Nothing changed in {name}, and nothing was written: the plan (or p = 0 at density 1) moves no link.{reasons}"
 
 
 def _links(count: Mapping[str, int]) -> str:
@@ -363,7 +371,8 @@ def check(path: str, entry: str | None, inputs: Sequence[str], as_json: bool, qu
     document = {"layers": tables.records(analysis.graph, refused), **_facts(found, analysis)}
     _show(document, [tables.layers(analysis.graph, refused), *_remarks(analysis)], as_json=as_json, quiet=quiet)
     if not analysis.eligible:
-        raise NothingToDoError(f"No layer of {found.entry_name} in {path} can be rewired; `swcompile check` says why for each.")
+        reasons = "".join(f"\n  {layer}: {reason}" for layer, reason in analysis.refused)
+        raise NothingToDoError(f"No layer of {found.entry_name} in {path} can be rewired:{reasons}")
 
 
 def _analyze(

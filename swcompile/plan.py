@@ -412,11 +412,36 @@ def verify(plan: Plan, graph: LayerGraph) -> None:
         raise SwnetError("The plan wires a layer twice; make a new plan with swnet.plan(model).")
     for wiring in plan.layers:
         _verify_layer(wiring, graph, plan.options.conv_to_linear)
+    _verify_bypassed(plan, graph)
+    _verify_counts(plan, graph)
     params, macs = promised_change(plan.layers, graph)
     if (plan.promise.params, plan.promise.macs) != (params, macs):
         raise SwnetError(
             f"The plan promises a change of {plan.promise.params:,} parameters and {plan.promise.macs:,} multiply-accumulates; "
             f"its wirings make it {params:,} and {macs:,}. The plan was altered; make a new one."
+        )
+
+
+def _verify_bypassed(plan: Plan, graph: LayerGraph) -> None:
+    sums = {producer.name: len(producer.parts) for producer in graph.producers if producer.kind == "sum"}
+    if plan.bypassed and (plan.options.wiring, plan.options.skips) != ("kernel", "remove"):
+        raise SwnetError("The plan bypasses sums, which only wiring='kernel' with skips='remove' does; make a new plan.")
+    for name, kept in plan.bypassed:
+        if name not in sums or not 0 <= kept < sums[name]:
+            raise SwnetError(f"The plan bypasses {name!r} for its input {kept}; the model has no such sum. Make a new plan.")
+
+
+def _verify_counts(plan: Plan, graph: LayerGraph) -> None:
+    """Check what the plan says of itself as far as it can be known without drawing it anew."""
+    asked, done = plan.requested_p, plan.promise
+    if asked not in P_POLICIES if isinstance(asked, str) else not 0 <= asked <= 1:
+        raise SwnetError(f"The plan says that p={asked!r} was asked for, which is neither a policy nor in [0, 1]. Make a new plan.")
+    moves = any(tap.feature != graph.layer_by_name[wiring.layer].feature for wiring in plan.layers for tap in wiring.taps)
+    sound = 0 <= done.moved <= done.units - done.pruned and done.pruned >= 0
+    if not sound or (moves and not done.moved):
+        raise SwnetError(
+            f"The plan promises {done.moved} moved and {done.pruned} pruned of {done.units}, which its wirings are not. "
+            "Make a new plan."
         )
 
 

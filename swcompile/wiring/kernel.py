@@ -67,10 +67,16 @@ def wire_kernel(graph: LayerGraph, options: Options) -> Plan:
     )
 
 
+MASKABLE = ("Conv1d", "Conv2d", "Conv3d", "Linear")
+"""Kinds of layers whose single links can be masked."""
+
+
 def _refusal(graph: LayerGraph, layer: Layer) -> str | None:
     feature = graph.feature_by_name[layer.feature]
     if layer.refused is not None:
         return layer.refused
+    if layer.kind not in MASKABLE:
+        return f"a {layer.kind}: only {', '.join(MASKABLE)} can be masked link by link"
     if layer.depthwise:
         return "depthwise: each output channel belongs to one input channel"
     if layer.groups > 1:
