@@ -152,7 +152,13 @@ class _Extraction:
         rule = rules.module_rule(module) if module is not None else rules.RULES.get(node.target)
         if rule is None or SHARED_MEMORY in node.meta:
             return self._unknown(node, module)
-        return rule(node, self)
+        made = rule(node, self)
+        lost = isinstance(made, Value) and not made.known and not made.constant
+        return self._opaque(node, module) if lost and any(self._known(source) for source in node.all_input_nodes) else made
+
+    def _known(self, node: fx.Node) -> bool:
+        found = self.values.get(node, CONSTANT)
+        return any(value.known for value in found) if isinstance(found, list) else found.known
 
     def _consume_result(self, node: fx.Node) -> None:
         found = self.values.get(node, CONSTANT)
@@ -181,6 +187,10 @@ class _Extraction:
     def _unknown(self, node: fx.Node, module: nn.Module | None) -> Value:
         if SHARED_MEMORY not in node.meta and (seen := look_inside(node, module, self)) is not None:
             return seen
+        return self._opaque(node, module)
+
+    def _opaque(self, node: fx.Node, module: nn.Module | None) -> Value:
+        """Report an operation that channels cannot be followed through; whatever it reads is read."""
         sources = [self.value(source) for source in node.all_input_nodes]
         for source in node.all_input_nodes:
             self._consume_result(source)

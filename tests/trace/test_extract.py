@@ -158,6 +158,8 @@ def test_a_gate_is_a_sink_and_no_origin() -> None:
         (lambda net, a, b: torch.fft.fft(a, dim=1).real, "fft_fft"),
         (lambda net, a, b: torch.einsum("nchw,cd->ndhw", a, torch.eye(6)), "einsum"),
         (lambda net, a, b: a.roll(1, 1), "roll"),
+        (lambda net, a, b: a.mean(1, keepdim=True).expand(2, 6, 8, 8), "mean"),
+        (lambda net, a, b: a[torch.tensor([1, 0])], "getitem"),
     ],
 )
 def test_an_unknown_operation_is_opaque_and_reported_with_its_line(
@@ -194,10 +196,12 @@ def _traced(between: Callable[[Between, Tensor, Tensor], Tensor]) -> tuple[fx.Gr
     return traced.train_graph, traced.root, traced.example, None, traced.graph
 
 
-def test_a_mean_over_channels_is_opaque() -> None:
-    graph = graph_of(lambda net, a, b: a.mean(1, keepdim=True).expand(2, 6, 8, 8))
-    ((_, _, producer, _, _),) = origins(graph)
-    assert next(made for made in graph.producers if made.name == producer).kind == "opaque"
+def test_what_an_opaque_operation_reads_is_not_dead() -> None:
+    """The attention map of CBAM: conv b is read by nothing but a mean over its channels."""
+    graph = graph_of(lambda net, a, b: a * torch.sigmoid(b.mean(1, keepdim=True)))
+    index = [producer.name for producer in graph.producers].index("b")
+    assert Run(0, 6, index, 0) in graph.sinks
+    assert [name for name, _ in graph.opaque] == ["mean (mean)"]
 
 
 # Reasons.
