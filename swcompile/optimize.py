@@ -23,7 +23,7 @@ from swcompile.modules import gather, resample
 from swcompile.trace import Traced
 from swcompile.trace.capture import UNREAD
 from swcompile.trace.purify import SHARED_MEMORY, WRITES, is_view
-from swcompile.trace.shapes import spec_of
+from swcompile.trace.shapes import ELSEWHERE, Spec, spec_of
 
 Pass = Callable[[fx.Graph], None]
 Span = tuple[int, int]
@@ -102,18 +102,26 @@ def share_taps(graph: fx.Graph) -> None:
         _lower(graph, node, sources)
 
 
-Key = tuple[tuple[int, ...], str] | None
+Size = tuple[tuple[int, ...], ...]
+"""A height and width at the example's image size, and at another one where the network runs there."""
+Key = tuple[Size, str] | None
 """A wanted size and the way to get there, or None where the feature has the reader's size already."""
 
 
-def _size(source: fx.Node, like: fx.Node, axis: int) -> tuple[int, ...] | None:
+def _size(source: fx.Node, like: fx.Node, axis: int) -> Size | None:
     """Return the size that a source must be brought to, or None where it has it."""
     have, want = spec_of(source), spec_of(like)
     assert have is not None, "tracing gave every feature a shape"
     assert want is not None, "tracing gave every feature a shape"
-    if axis != 1 or (len(have.shape) == len(want.shape) and have.shape[2:] == want.shape[2:]):
+    if axis != 1 or (len(have.shape) == len(want.shape) and _sizes(source) == _sizes(like)):
         return None
-    return want.shape[2:]
+    return _sizes(like)
+
+
+def _sizes(node: fx.Node) -> Size:
+    """Return a value's size, also at another image size: branches that agree at one may round the other differently."""
+    specs = [spec_of(node), node.meta.get(ELSEWHERE)]
+    return tuple(spec.shape[2:] for spec in specs if isinstance(spec, Spec))
 
 
 @dataclass
@@ -126,7 +134,7 @@ class _Source:
     direct: dict[Span, fx.Node] = field(default_factory=dict)
     resampled: dict[Key, dict[Span, fx.Node]] = field(default_factory=dict)
 
-    def demand(self, size: tuple[int, ...] | None, piece: _Piece) -> None:
+    def demand(self, size: Size | None, piece: _Piece) -> None:
         key = None if size is None else (size, piece.kind)
         self.wanted.setdefault(key, set()).add((piece.start, piece.stop))
 

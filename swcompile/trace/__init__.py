@@ -11,7 +11,7 @@ from swcompile.graph import LayerGraph
 from swcompile.trace.capture import Capture, capture, copy_model, skeleton, tidy
 from swcompile.trace.extract import extract
 from swcompile.trace.purify import purify
-from swcompile.trace.shapes import Example, describe_inputs, infer_example, observe_memory, propagate
+from swcompile.trace.shapes import Example, describe_inputs, infer_example, observe_memory, propagate, propagate_elsewhere
 
 __all__ = ["Example", "Traced", "describe_inputs", "layer_graph", "trace", "trace_structure"]
 
@@ -99,9 +99,12 @@ def layer_graph(
     """
     if mode is None:
         mode = FakeTensorMode(allow_non_fake_inputs=True)
-        propagate(graph, skeleton(root, mode), example, mode)
+        bare = skeleton(root, mode)
     else:
-        propagate(graph, root, example, mode)
+        bare = root
+    propagate(graph, bare, example, mode)
+    if like is None:
+        propagate_elsewhere(graph, bare, example, mode)
     return extract(graph, root, type(root).__name__, like)
 
 

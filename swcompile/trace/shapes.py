@@ -19,6 +19,8 @@ from swcompile.trace.purify import MEMORY, WRITTEN
 
 SHAPE = "swcompile_shape"
 """The key in `node.meta` of a value's (shape, dtype), or of a list of them."""
+ELSEWHERE = "swcompile_shape_elsewhere"
+"""The same at another image size than the example's, where the network runs there."""
 
 IMAGE_SIZES = (32, 224, 64, 28, 96, 128, 256, 299, 512)
 STRIDED_IMAGE_SIZES = (224, 299, 256, 128, 64, 32, 96, 512, 28)
@@ -156,9 +158,11 @@ def _quiet() -> Iterator[None]:
 class _ShapeProp(fx.Interpreter):
     """Run a graph on fake tensors and note the shape and dtype of each value."""
 
+    key = SHAPE
+
     def run_node(self, n: fx.Node) -> Any:
         result = super().run_node(n)
-        n.meta[SHAPE] = _map(result, torch.Tensor, lambda tensor: Spec(tuple(tensor.shape), tensor.dtype))
+        n.meta[self.key] = _map(result, torch.Tensor, lambda tensor: Spec(tuple(tensor.shape), tensor.dtype))
         return result
 
 
@@ -238,6 +242,27 @@ def propagate(graph: fx.Graph, root: nn.Module, example: Example, mode: FakeTens
             f"The inputs ({shapes}) do not fit {type(root).__name__}: {_first_line(error)}. "
             "Pass example_inputs (or --input 1x3x224x224) of the shape that the model takes."
         ) from error
+
+
+def propagate_elsewhere(graph: fx.Graph, root: nn.Module, example: Example, mode: FakeTensorMode) -> None:
+    """Note the shapes at an odd image size as well: two branches that agree at the example's may round others differently.
+
+    2^k - 1 stays odd however often it is halved down. Networks of one fixed size have no shapes elsewhere.
+    """
+    try:
+        with _quiet(), mode, torch.no_grad():
+            fakes = tuple(_map(argument, Spec, lambda spec: _odd(spec).fake()) for argument in example)
+            run = _ShapeProp(fx.GraphModule(root, graph), garbage_collect_values=True)
+            run.key = ELSEWHERE
+            run.run(*fakes)
+    except Exception:  # whatever a model raises at a size that it was not made for
+        for node in graph.nodes:
+            node.meta.pop(ELSEWHERE, None)
+
+
+def _odd(spec: Spec) -> Spec:
+    sizes = spec.shape[2:] if len(spec.shape) > 3 else ()
+    return Spec((*spec.shape[: len(spec.shape) - len(sizes)], *(2 ** size.bit_length() - 1 for size in sizes)), spec.dtype)
 
 
 def _culprit(graph: fx.Graph, root: nn.Module) -> str:
