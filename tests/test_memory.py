@@ -157,3 +157,24 @@ def test_arguments_that_the_example_leaves_out_keep_their_defaults() -> None:
     torch.manual_seed(0)
     net, x = Masked(module_read_later), torch.randn(2, 3, 8, 8)
     assert torch.equal(swnet.transform(net, x, p=0.0)(x), net(x))
+
+
+def test_branches_that_round_sizes_differently_run_at_odd_sizes() -> None:
+    """A strided convolution rounds up, a pool down; at 16 both give 8, at 17 they give 9 and 8."""
+
+    class Branches(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.down = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 16, 3, stride=2, padding=1)
+            self.left, self.right = nn.Conv2d(16, 16, 3, padding=1), nn.Conv2d(16, 16, 3, padding=1)
+            self.last, self.pool = nn.Conv2d(16, 16, 3, padding=1), nn.MaxPool2d(2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = F.relu(self.stem(x))
+            up = F.relu(self.left(F.relu(self.down(x))))
+            down = F.relu(self.last(F.relu(self.right(self.pool(x)))))
+            return up.mean((2, 3)) + down.mean((2, 3))
+
+    rewired = swnet.transform(Branches(), torch.randn(2, 3, 16, 16), p=0.5, seed=2, dead="allow")
+    for size in (16, 17, 33):
+        assert rewired(torch.randn(2, 3, size, size)).isfinite().all()
