@@ -13,7 +13,8 @@ import dataclasses
 import hashlib
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -23,10 +24,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from swcompile.errors import SwnetError
-from swcompile.graph import LayerGraph, Tap, unreadable
+from swcompile.graph import Feature, LayerGraph, Run, Tap, unreadable
 
 FORMAT = "swcompile-plan"
 VERSION = 1
+KEYS = ("format", "version", "fingerprint", "options", "requested_p", "features", "layers", "promise", "notes", "bypassed")
+ALTERED = "It was altered, or not written by swcompile; write it anew with `swcompile transform` or Plan.to_json."
+AGAIN = "Make a new plan with swnet.plan(model)."
 MAX_BYTES = 256 << 20
 """The largest plan file that is read. A kernel-wise plan of VGG16 takes about 2 MB."""
 
@@ -161,10 +165,13 @@ class Promise:
 
 @dataclass(frozen=True)
 class Note:
-    """Say why a layer was left alone, or got less than was asked for."""
+    """Say why a layer was left alone, or got less than was asked for; the layer "*" stands for the whole network."""
 
     layer: str
     reason: str
+
+    def __str__(self) -> str:
+        return self.reason if self.layer == "*" else f"{self.layer}: {self.reason}"
 
 
 @dataclass(frozen=True)
@@ -214,7 +221,7 @@ class Plan:
             live = "" if wiring.mask is None else f", {int(wiring.mask.sum())} live links"
             lines.append(f"  {wiring.layer} reads {shown} ({wiring.width} channels{live})")
         lines.extend(f"  {name} is bypassed: input {index} takes its place" for name, index in self.bypassed)
-        lines.extend(f"  {note.layer}: {note.reason}" for note in self.notes)
+        lines.extend(f"  {note}" for note in self.notes)
         return "\n".join(lines)
 
     def __str__(self) -> str:
@@ -250,7 +257,7 @@ class Plan:
     @staticmethod
     def from_json(text: str) -> Plan:
         """Read a plan. Raises SwnetError for anything that is not exactly a plan of this version."""
-        return _Reader(_parse(text)).plan()
+        return _Reader(parse(text, "The plan")).plan()
 
     @staticmethod
     def read(path: str | Path) -> Plan:
@@ -258,12 +265,14 @@ class Plan:
         file = Path(path)
         try:
             if file.stat().st_size > MAX_BYTES:
-                raise SwnetError(f"{file.name} is {file.stat().st_size:,} bytes; a plan has at most {MAX_BYTES:,}.")
+                raise SwnetError(f"{file.name} is {file.stat().st_size:,} bytes; a plan has at most {MAX_BYTES:,}. {ALTERED}")
             return Plan.from_json(file.read_text(encoding="utf-8"))
         except OSError as error:
-            raise SwnetError(f"The plan {file.name} cannot be read: {error.strerror}.") from error
+            raise SwnetError(
+                f"The plan {file.name} cannot be read: {error.strerror}. Name a plan.json that swcompile wrote."
+            ) from error
         except UnicodeDecodeError as error:
-            raise SwnetError(f"The plan {file.name} is not text in UTF-8; it was not written by swcompile.") from error
+            raise SwnetError(f"The plan {file.name} is not text in UTF-8. {ALTERED}") from error
 
 
 def _pack(mask: NDArray[np.bool_]) -> dict[str, Any]:
@@ -271,14 +280,27 @@ def _pack(mask: NDArray[np.bool_]) -> dict[str, Any]:
     return {"shape": list(mask.shape), "bits": bits}
 
 
-def _parse(text: str) -> Any:
+def parse(text: str, what: str) -> Any:
+    """Read untrusted JSON. Raises SwnetError for NaN, infinities, and a key that occurs twice: readers differ in which they take."""
+
     def refuse(constant: str) -> float:
-        raise SwnetError(f"The plan contains {constant}, which is not a number that a plan may hold.")
+        raise SwnetError(f"{what} contains {constant}, which is not a number that it may hold. {ALTERED}")
+
+    def single(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        made = dict(pairs)
+        if len(made) < len(pairs):
+            twice = _most_common(key for key, _ in pairs)
+            raise SwnetError(f'{what} has the key "{twice[:80]}" twice in one object, where once is allowed. {ALTERED}')
+        return made
 
     try:
-        return json.loads(text, parse_constant=refuse)
+        return json.loads(text, parse_constant=refuse, object_pairs_hook=single)
     except (ValueError, RecursionError) as error:
-        raise SwnetError(f"The plan is not JSON ({error}); write it with Plan.to_json or `swcompile transform`.") from error
+        raise SwnetError(f"{what} is not JSON ({error}). {ALTERED}") from error
+
+
+def _most_common(names: Iterable[str]) -> str:
+    return Counter(names).most_common(1)[0][0]
 
 
 class _Reader:
@@ -286,19 +308,24 @@ class _Reader:
 
     def __init__(self, document: Any) -> None:
         if not isinstance(document, dict) or document.get("format") != FORMAT:
-            raise SwnetError(f'This is not a plan: its "format" should be "{FORMAT}".')
+            raise SwnetError(f'This is not a plan: its "format" should be "{FORMAT}". {ALTERED}')
         version = document.get("version")
         if not isinstance(version, int) or not _is_count(version, at_least=1):
-            raise SwnetError(f"The plan's version is {version!r}; it should be a whole number, today {VERSION}.")
+            raise SwnetError(f"The plan's version is {version!r}; it should be a whole number, today {VERSION}. {ALTERED}")
         if version > VERSION:
             raise SwnetError(f"The plan has version {version}, this swcompile reads up to {VERSION}; install a newer swcompile.")
+        unknown = sorted(document.keys() - KEYS)
+        if unknown:
+            raise SwnetError(
+                f'The plan has a key "{unknown[0][:80]}"; the keys of version {VERSION} are {", ".join(KEYS)}. {ALTERED}'
+            )
         self.document = document
 
     def plan(self) -> Plan:
         names = self._list("features", str)
         options = self._record("options", Options)
         if isinstance(options.p, str):
-            raise SwnetError("The plan's options.p is a policy; a plan holds the number that was chosen.")
+            raise SwnetError(f"The plan's options.p is a policy; a plan holds the number that was chosen. {ALTERED}")
         requested = self._get("requested_p")
         if not isinstance(requested, str) and not _is_real(requested):
             raise self._wrong("requested_p", "a number or the name of a policy", requested)
@@ -314,12 +341,12 @@ class _Reader:
 
     def _get(self, key: str) -> Any:
         if key not in self.document:
-            raise SwnetError(f'The plan has no "{key}"; it is incomplete or was not written by swcompile.')
+            raise SwnetError(f'The plan has no "{key}". {ALTERED}')
         return self.document[key]
 
     @staticmethod
     def _wrong(key: str, wanted: str, found: object) -> SwnetError:
-        return SwnetError(f'In the plan, "{key}" should be {wanted}; it is {str(found)[:80]!r}.')
+        return SwnetError(f'In the plan, "{key}" should be {wanted}; it is {str(found)[:80]!r}. {ALTERED}')
 
     def _text(self, key: str) -> str:
         value = self._get(key)
@@ -370,7 +397,7 @@ class _Reader:
             raise self._wrong(f"{key}.taps", "a list of [feature, start, stop, resample]", item)
         index, start, stop, resample = item
         if index >= len(names):
-            raise SwnetError(f"In the plan, {key} taps feature number {index}; there are {len(names)}.")
+            raise SwnetError(f"In the plan, {key} taps feature number {index}; there are {len(names)}. {ALTERED}")
         if start >= stop or resample not in CHOICES["resample"]:
             raise self._wrong(f"{key}.taps", "channels start < stop and a way to resample", item)
         return Tap(names[index], start, stop, resample)
@@ -382,14 +409,14 @@ class _Reader:
         if not isinstance(shape, list) or len(shape) != 2 or not all(_is_count(size, at_least=1) for size in shape):
             raise self._wrong(f"{key}.mask.shape", "two sizes", shape)
         if shape[1] != width:
-            raise SwnetError(f"In the plan, the mask of {key} is {shape[1]} wide; its taps are {width}.")
+            raise SwnetError(f"In the plan, the mask of {key} is {shape[1]} wide; its taps are {width}. {ALTERED}")
         try:
             raw = base64.b64decode(item["bits"], validate=True)
         except (binascii.Error, ValueError) as error:
             raise self._wrong(f"{key}.mask.bits", "base64", item["bits"]) from error
         if len(raw) != -(-shape[0] * shape[1] // 8):
             raise SwnetError(
-                f"In the plan, the mask of {key} has {len(raw)} bytes; {shape[0]} x {shape[1]} bits need more or fewer."
+                f"In the plan, the mask of {key} has {len(raw)} bytes; {shape[0]} x {shape[1]} bits need more or fewer. {ALTERED}"
             )
         bits = np.unpackbits(np.frombuffer(raw, np.uint8), count=shape[0] * shape[1], bitorder="little")
         return bits.reshape(shape).astype(np.bool_)
@@ -405,11 +432,11 @@ def verify(plan: Plan, graph: LayerGraph) -> None:
     if plan.fingerprint != graph.fingerprint:
         raise SwnetError(
             f"The plan was made for another model or input size: its fingerprint is {plan.fingerprint[:12]}, "
-            f"this model's {graph.fingerprint[:12]}. Make a new plan with swnet.plan(model)."
+            f"this model's {graph.fingerprint[:12]}. {AGAIN}"
         )
     names = [wiring.layer for wiring in plan.layers]
     if len(set(names)) < len(names):
-        raise SwnetError("The plan wires a layer twice; make a new plan with swnet.plan(model).")
+        raise SwnetError(f"The plan wires a layer twice, {_most_common(names)}; one wiring a layer is allowed. {AGAIN}")
     for wiring in plan.layers:
         _verify_layer(wiring, graph, plan.options.conv_to_linear)
     _verify_bypassed(plan, graph)
@@ -418,66 +445,96 @@ def verify(plan: Plan, graph: LayerGraph) -> None:
     if (plan.promise.params, plan.promise.macs) != (params, macs):
         raise SwnetError(
             f"The plan promises a change of {plan.promise.params:,} parameters and {plan.promise.macs:,} multiply-accumulates; "
-            f"its wirings make it {params:,} and {macs:,}. The plan was altered; make a new one."
+            f"its wirings make it {params:,} and {macs:,}. The plan was altered. {AGAIN}"
         )
 
 
 def _verify_bypassed(plan: Plan, graph: LayerGraph) -> None:
     sums = {producer.name: len(producer.parts) for producer in graph.producers if producer.kind == "sum"}
     if plan.bypassed and (plan.options.wiring, plan.options.skips) != ("kernel", "remove"):
-        raise SwnetError("The plan bypasses sums, which only wiring='kernel' with skips='remove' does; make a new plan.")
+        raise SwnetError(f"The plan bypasses sums, which only wiring='kernel' with skips='remove' does. {AGAIN}")
     for name, kept in plan.bypassed:
         if name not in sums or not 0 <= kept < sums[name]:
-            raise SwnetError(f"The plan bypasses {name!r} for its input {kept}; the model has no such sum. Make a new plan.")
+            raise SwnetError(f"The plan bypasses {name!r} for its input {kept}; the model has no such sum. {AGAIN}")
 
 
 def _verify_counts(plan: Plan, graph: LayerGraph) -> None:
     """Check what the plan says of itself as far as it can be known without drawing it anew."""
     asked, done = plan.requested_p, plan.promise
     if asked not in P_POLICIES if isinstance(asked, str) else not 0 <= asked <= 1:
-        raise SwnetError(f"The plan says that p={asked!r} was asked for, which is neither a policy nor in [0, 1]. Make a new plan.")
+        raise SwnetError(f"The plan says that p={asked!r} was asked for, which is neither a policy nor in [0, 1]. {AGAIN}")
     moves = any(tap.feature != graph.layer_by_name[wiring.layer].feature for wiring in plan.layers for tap in wiring.taps)
     sound = 0 <= done.moved <= done.units - done.pruned and done.pruned >= 0
     if not sound or (moves and not done.moved):
         raise SwnetError(
-            f"The plan promises {done.moved} moved and {done.pruned} pruned of {done.units}, which its wirings are not. "
-            "Make a new plan."
+            f"The plan promises {done.moved} moved and {done.pruned} pruned of {done.units}, which its wirings are not. {AGAIN}"
         )
 
 
 def _verify_layer(wiring: LayerWiring, graph: LayerGraph, conv_to_linear: bool) -> None:
     layer = graph.layer_by_name.get(wiring.layer)
     if layer is None:
-        raise SwnetError(f"The plan wires a layer {wiring.layer!r}, which the model does not have.")
+        raise SwnetError(f"The plan wires a layer {wiring.layer!r}, which the model does not have. {AGAIN}")
     if layer.refused is not None:
-        raise SwnetError(f"The plan wires {layer.name}, which cannot be rewired: {layer.refused}.")
+        raise SwnetError(f"The plan wires {layer.name}, which cannot be rewired: {layer.refused}. {AGAIN}")
     if not wiring.taps:
-        raise SwnetError(f"The plan leaves {layer.name} without any input.")
-    spans: dict[str, list[tuple[int, int]]] = {}
+        raise SwnetError(f"The plan leaves {layer.name} without any input. {AGAIN}")
     for tap in wiring.taps:
         feature = graph.feature_by_name.get(tap.feature)
         if feature is None:
-            raise SwnetError(f"In the plan, {layer.name} taps a feature {tap.feature!r}, which the model does not have.")
+            raise SwnetError(f"In the plan, {layer.name} taps a feature {tap.feature!r}, which the model does not have. {AGAIN}")
         if tap.stop > feature.channels:
-            raise SwnetError(f"In the plan, {layer.name} taps {tap}; {tap.feature} has {feature.channels} channels.")
+            raise SwnetError(f"In the plan, {layer.name} taps {tap}; {tap.feature} has {feature.channels} channels. {AGAIN}")
         reason = None if tap.feature == layer.feature else unreadable(graph, feature, layer, conv_to_linear=conv_to_linear)
         if reason is not None:
-            raise SwnetError(f"In the plan, {layer.name} cannot tap {tap}: {reason}.")
-        spans.setdefault(tap.feature, []).append((tap.start, tap.stop))
-    for name, taken in spans.items():
-        if _overlap(sorted(taken)):
-            raise SwnetError(f"In the plan, {layer.name} reads a channel of {name} twice.")
+            raise SwnetError(f"In the plan, {layer.name} cannot tap {tap}: {reason}. {AGAIN}")
+    _verify_sources(wiring, graph)
     if wiring.mask is not None:
         if layer.groups > 1 or wiring.mask.shape != (layer.out_channels, wiring.width):
             raise SwnetError(f"In the plan, the mask of {layer.name} has shape {wiring.mask.shape}; "
-                             f"{(layer.out_channels, wiring.width)} is needed, and one group.")  # fmt: skip
+                             f"{(layer.out_channels, wiring.width)} is needed, and one group. {AGAIN}")  # fmt: skip
         return
     ordered = all(start < stop for start, stop in wiring.columns) and list(wiring.columns) == sorted(wiring.columns)
     ordered = ordered and bool(wiring.columns) and not _overlap(wiring.columns)
     if not ordered or wiring.columns[0][0] < 0 or wiring.columns[-1][1] > layer.in_channels:
-        raise SwnetError(f"In the plan, the columns of {layer.name} are not ascending parts of its {layer.in_channels} channels.")
+        raise SwnetError(
+            f"In the plan, the columns of {layer.name} are not ascending parts of its {layer.in_channels} channels. {AGAIN}"
+        )
     if sum(stop - start for start, stop in wiring.columns) != wiring.width:
-        raise SwnetError(f"In the plan, {layer.name} taps {wiring.width} channels for weights of another width.")
+        raise SwnetError(f"In the plan, {layer.name} taps {wiring.width} channels for weights of another width. {AGAIN}")
+
+
+def _verify_sources(wiring: LayerWiring, graph: LayerGraph) -> None:
+    """Refuse a channel that is read in two slots, through one feature or through two (a concatenation and a piece of it)."""
+    seen: dict[tuple[int, int], Tap] = {}
+    sources = {name: _sources(graph.feature_by_name[name]) for name in {tap.feature for tap in wiring.taps}}
+    for tap in wiring.taps:
+        for source in sources[tap.feature][tap.start : tap.stop]:
+            other = seen.setdefault(source, tap)
+            if other is not tap:
+                channel = f"channel {source[0] & 0xFFFFFFFF} of {graph.producers[source[0] >> 32].name}"
+                raise SwnetError(
+                    f"In the plan, {wiring.layer} reads {channel} twice, in {other} and in {tap}; a layer reads no channel twice. "
+                    f"{AGAIN}"
+                )
+
+
+def _sources(feature: Feature) -> list[tuple[int, int]]:
+    """Return what each channel of a feature is: a channel of a producer, and how often the feature held that one before.
+
+    The slots of a flattened map, or of x in cat(x, x), are one channel but different slots; the first of them is x itself.
+    """
+    channels = channel_ids(feature.runs)
+    order = np.argsort(channels, kind="stable")
+    ordered = channels[order]
+    before = np.empty_like(channels)
+    before[order] = np.arange(len(channels)) - np.searchsorted(ordered, ordered)
+    return list(zip(channels.tolist(), before.tolist(), strict=True))
+
+
+def channel_ids(runs: Sequence[Run]) -> NDArray[np.int64]:
+    """Return a number for each channel of a value: equal ones are the same channel of the same producer."""
+    return np.concatenate([(run.producer << 32) + run.first + np.arange(run.width, dtype=np.int64) * run.step for run in runs])
 
 
 def _overlap(spans: Sequence[tuple[int, int]]) -> bool:

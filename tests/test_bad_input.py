@@ -283,7 +283,7 @@ def test_a_plan_with_a_cycle(document, refused_plan):
 def test_a_plan_with_nan(document, refused_plan, constant):
     text = json.dumps(document).replace('"requested_p": 0.5', f'"requested_p": {constant}')
     assert constant in text
-    assert f"The plan contains {constant}, which is not a number that a plan may hold." in refused_plan(text)
+    assert f"The plan contains {constant}, which is not a number that it may hold." in refused_plan(text)
 
 
 def test_a_plan_with_a_billion_channels(document, refused_plan):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from swcompile.errors import SwnetError
-from swcompile.graph import GraphBuilder, LayerGraph, Tap
+from swcompile.graph import GraphBuilder, LayerGraph, Run, Tap
 from swcompile.plan import VERSION, LayerWiring, Note, Options, Plan, Promise, promised_change, verify
 from swcompile.wiring import wire_block, wire_kernel
-from tests.graphs import chain, residual
+from tests.graphs import chain, dense, residual
 
 GRAPH = chain([8, 16, 16, 16, 16])
 BLOCK = wire_block(GRAPH, Options(p=0.3, seed=3))
@@ -111,8 +112,14 @@ NO_PLANS = (
         (altered(version=True), "The plan's version is True; it should be a whole number"),
         (altered(version="1"), "The plan's version is '1'"),
         (altered(version=0), "The plan's version is 0"),
+        (altered(run="rm"), 'The plan has a key "run"; the keys of version 1 are format, version, fingerprint, options,'),
+        (BLOCK.to_json().replace('"seed":3', '"seed":3,"seed":4'), 'The plan has the key "seed" twice in one object'),
+        (BLOCK.to_json().replace('"version":1', '"version":1,"version":1'), 'The plan has the key "version" twice'),
+        (altered(promise={**document()["promise"], "more": 1}), '"promise" should be an object with the keys'),
+        (first_layer(more=1), '"layers[0]" should be an object with layer, taps, columns and mask'),
+        (first_layer(KERNEL, mask={"shape": [4, 3], "bits": "", "more": 1}), '"layers[0].mask" should be an object with shape and'),
         (altered(fingerprint=7), "In the plan, \"fingerprint\" should be text; it is '7'."),
-        (altered(requested_p=float("nan")), "The plan contains NaN, which is not a number that a plan may hold."),
+        (altered(requested_p=float("nan")), "The plan contains NaN, which is not a number that it may hold."),
         (altered(requested_p=float("-inf")), "The plan contains -Infinity"),
         (altered(requested_p=None), '"requested_p" should be a number or the name of a policy'),
         (altered(options={}), '"options" should be an object with the keys'),
@@ -152,6 +159,8 @@ NO_PLANS = (
 @pytest.mark.parametrize(("text", "says"), NO_PLANS, ids=[says[:50] for _, says in NO_PLANS])
 def test_what_is_not_a_plan_is_refused_and_the_message_says_where(text: str, says: str) -> None:
     assert says in message(text)
+    if "plan" in says:
+        assert re.search(r"; (write it anew|install a newer) .*\.$", message(text))
 
 
 @pytest.mark.parametrize("key", sorted(document()))
@@ -270,7 +279,8 @@ def test_the_plans_of_the_wirings_pass(plan: Plan) -> None:
         ([wired(("conv7", 0, 16))], "conv3 taps a feature 'conv7', which the model does not have."),
         ([wired(("conv2", 0, 8), ("conv1", 9, 17))], "conv3 taps conv1[9:17]; conv1 has 16 channels."),
         ([wired(("conv3", 0, 16))], "conv3 cannot tap conv3[0:16]: conv3 is computed after conv3 reads its input, so the"),
-        ([wired(("conv2", 0, 8), ("conv2", 4, 12))], "conv3 reads a channel of conv2 twice."),
+        ([wired(("conv2", 0, 8), ("conv2", 4, 12))],
+         "conv3 reads channel 4 of conv2 twice, in conv2[0:8] and in conv2[4:12]; a layer reads no channel twice."),
         ([wired(("conv2", 0, 8))], "conv3 taps 8 channels for weights of another width."),
         ([wired(("conv2", 0, 16), columns=((8, 16), (0, 8)))], "the columns of conv3 are not ascending parts of its 16 channels."),
         ([wired(("conv2", 0, 16), columns=((0, 8), (4, 12)))], "are not ascending parts"),
@@ -282,6 +292,29 @@ def test_the_plans_of_the_wirings_pass(plan: Plan) -> None:
 )  # fmt: skip
 def test_a_wiring_that_does_not_fit_the_model_is_refused(wirings: list[LayerWiring], says: str) -> None:
     assert says in refusal(planned(*wirings))
+    assert refusal(planned(*wirings)).endswith("Make a new plan with swnet.plan(model).")
+
+
+def test_a_map_read_through_a_concatenation_and_directly_is_read_twice() -> None:
+    graph = dense(4, 4)
+    twice = LayerWiring("conv4", (Tap("cat2", 6, 10), Tap("cat1", 6, 10), Tap("x", 0, 6), Tap("cat3", 10, 14)), ((0, 18),))
+    assert planned(twice, graph=graph).layers[0].width == graph.layer_by_name["conv4"].in_channels
+    assert "conv4 reads channel 0 of conv1 twice" in refusal(planned(twice, graph=graph), graph)
+
+
+def test_a_flattened_map_is_one_channel_in_many_slots() -> None:
+    """A Linear may read them all, as it does in the user's model, but not the first of them through another feature too."""
+    build = GraphBuilder("flat")
+    x = build.layer("first", build.feature("x", build.input("x", 4), (1, 4)), 4, kind="Linear")
+    build.feature("pooled", x, (1, 4))
+    slots = (Run(0, 2, x[0].producer, 0, 0), Run(2, 4, x[0].producer, 1, 0))
+    build.sink(build.layer("second", build.feature("flat", slots, (1, 4)), 4, kind="Linear"))
+    graph = build.finish()
+    verify(planned(wired(("flat", 2, 4), ("flat", 0, 2), layer="second", columns=((0, 4),)), graph=graph), graph)
+    verify(planned(wired(("flat", 1, 4), ("pooled", 3, 4), layer="second", columns=((0, 4),)), graph=graph,
+                   promise=Promise(units=1, moved=1)), graph)  # fmt: skip
+    twice = planned(wired(("flat", 0, 3), ("pooled", 0, 1), layer="second", columns=((0, 4),)), graph=graph)
+    assert "second reads channel 0 of first twice, in flat[0:3] and in pooled[0:1]" in refusal(twice, graph)
 
 
 def test_a_plan_for_another_model_is_refused_by_its_fingerprint() -> None:
