@@ -29,7 +29,7 @@ from swcompile.graph import Feature, LayerGraph, Run, Tap, unreadable
 FORMAT = "swcompile-plan"
 VERSION = 1
 KEYS = ("format", "version", "fingerprint", "options", "requested_p", "features", "layers", "promise", "notes", "bypassed")
-ALTERED = "It was altered, or not written by swcompile; write it anew with `swcompile transform` or Plan.to_json."
+ALTERED = "It was altered, or not written by swcompile; write it anew: `swcompile transform`, swnet.save or Plan.to_json."
 AGAIN = "Make a new plan with swnet.plan(model)."
 MAX_BYTES = 256 << 20
 """The largest plan file that is read. A kernel-wise plan of VGG16 takes about 2 MB."""
@@ -281,7 +281,7 @@ def _pack(mask: NDArray[np.bool_]) -> dict[str, Any]:
 
 
 def parse(text: str, what: str) -> Any:
-    """Read untrusted JSON. Raises SwnetError for NaN, infinities, and a key that occurs twice: readers differ in which they take."""
+    """Read untrusted JSON. Raises SwnetError for NaN, infinities, and a key that occurs twice: readers differ in what they take."""
 
     def refuse(constant: str) -> float:
         raise SwnetError(f"{what} contains {constant}, which is not a number that it may hold. {ALTERED}")

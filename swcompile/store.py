@@ -18,7 +18,9 @@ import os
 import re
 import secrets
 import shutil
+import signal
 import stat
+import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib import metadata
@@ -34,7 +36,7 @@ from torch import Tensor, nn
 from swcompile import plan as plans
 from swcompile.errors import SwnetError
 from swcompile.modelfile import Shape, check_shape
-from swcompile.plan import Plan
+from swcompile.plan import ALTERED, Plan
 
 FORMAT = "swcompile-model"
 VERSION = 1
@@ -95,7 +97,10 @@ def _write_files(fresh: Path, plan: Plan, state: Mapping[str, Any], shapes: tupl
     try:
         save_file(unique, fresh / WEIGHTS)
     except (SafetensorError, KeyError, ValueError) as error:
-        raise SwnetError(f"The weights cannot be written as safetensors: {_first_line(error)}.") from error
+        raise SwnetError(
+            f"The weights cannot be written as safetensors: {_first_line(error)}. Choose another folder, or convert them."
+        ) from error
+    (fresh / WEIGHTS).chmod(stat.S_IMODE((fresh / PLAN).stat().st_mode))  # safetensors leaves 0600, whatever the umask says
     manifest = {
         "format": FORMAT,
         "version": VERSION,
@@ -163,18 +168,46 @@ def _identity(tensor: Tensor) -> object:
 
 @contextlib.contextmanager
 def replacing(folder: str | Path, *, force: bool = False) -> Iterator[Path]:
-    """Yield an empty folder beside `folder`, which takes its place when the block ends well and vanishes when it does not."""
+    """Yield an empty folder beside `folder`, which takes its place when the block ends well and vanishes when it does not.
+
+    So do folders above it that did not exist.
+    """
     target = check_target(folder, force=force)
+    missing = [parent for parent in target.parents if not os.path.lexists(parent)]
     token = secrets.token_hex(4)
     fresh = target.with_name(f".{target.name}.new-{token}")
     try:
-        fresh.mkdir()
+        fresh.mkdir(parents=True)
         yield fresh
-        _swap(fresh, target, target.with_name(f".{target.name}.old-{token}"), force=force)
+        with _undisturbed():
+            _swap(fresh, target, target.with_name(f".{target.name}.old-{token}"), force=force)
     except OSError as error:
         raise SwnetError(f"The folder {folder} cannot be written: {error.strerror or error}. Choose another one.") from error
     finally:
-        shutil.rmtree(fresh, ignore_errors=True)
+        with _undisturbed():
+            shutil.rmtree(fresh, ignore_errors=True)
+            for parent in missing:
+                with contextlib.suppress(OSError):  # not empty: it holds the result
+                    parent.rmdir()
+
+
+@contextlib.contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Let Ctrl-C and SIGTERM wait until the block has ended: cleaning up must not stop halfway."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # signals go to the main thread, and only there may one ask for them
+        return
+    came: list[int] = []
+    before: dict[signal.Signals, Any] = {}
+    try:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            before[number] = signal.signal(number, lambda sent, _: came.append(sent))
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler or signal.SIG_DFL)
+        for held in came:
+            signal.raise_signal(held)
 
 
 def _swap(fresh: Path, target: Path, old: Path, *, force: bool) -> None:
@@ -186,7 +219,7 @@ def _swap(fresh: Path, target: Path, old: Path, *, force: bool) -> None:
         target.rename(old)
         fresh.rename(target)
     finally:
-        if old.exists() and not target.exists():  # interrupted between the two
+        if old.exists() and not target.exists():  # the second one failed
             old.rename(target)
         shutil.rmtree(old, ignore_errors=True)
 
@@ -196,15 +229,23 @@ def check_target(folder: str | Path, *, force: bool = False) -> Path:
 
     `force` replaces what swcompile wrote, and nothing else: `--out . --force` must not cost anybody their files.
     """
-    target = Path(os.path.abspath(folder))
-    if not target.name or not target.parent.is_dir():
-        raise SwnetError(
-            f"The folder {folder} cannot be written: there is no folder {Path(folder).parent} to put it in. Create that first."
-        )
+    if not isinstance(folder, str | Path) or not str(folder) or "\0" in str(folder):
+        raise SwnetError(f"{folder!r} was given as the folder to write, and is no name of one. Name a new folder, such as 'out'.")
+    try:
+        return _free(Path(os.path.abspath(folder)), str(folder), force)
+    except OSError as error:
+        raise SwnetError(f"The folder {folder} cannot be written: {error.strerror or error}. Choose another one.") from error
+
+
+def _free(target: Path, folder: str, force: bool) -> Path:
+    above = next((parent for parent in target.parents if os.path.lexists(parent)), target)
+    if not above.is_dir():
+        raise SwnetError(f"The folder {folder} cannot be written: {above.name} is not a folder. Choose another place.")
     if not os.path.lexists(target):
         return target
     if target.is_symlink() or not target.is_dir():
-        raise SwnetError(f"{folder} exists and is not a folder. Choose another name, or remove it.")
+        what = "a link, which is not replaced" if target.is_symlink() else "not a folder"
+        raise SwnetError(f"{folder} exists and is {what}. Choose another name, or remove it.")
     if not force:
         raise SwnetError(f"The folder {folder} exists. Choose another one, or replace it: --force, or swnet.save(..., force=True).")
     found = sorted(entry.name for entry in target.iterdir())
@@ -222,8 +263,8 @@ def check_target(folder: str | Path, *, force: bool = False) -> Path:
 
 def read(folder: str | Path) -> Stored:
     """Read the manifest and the plan of a saved model. Raises SwnetError for anything that is not exactly what `write` wrote."""
-    root = Path(folder)
-    if not root.is_dir():
+    root = Path(folder) if isinstance(folder, str | Path) else Path()
+    if not str(folder) or not isinstance(folder, str | Path) or not root.is_dir():
         raise SwnetError(f"There is no folder {folder} to load; write one with swnet.save or `swcompile transform`.")
     with _opened(root / MANIFEST) as file:
         manifest = _Manifest(_bounded(file, MANIFEST, MAX_MANIFEST_BYTES))
@@ -234,7 +275,7 @@ def read(folder: str | Path) -> Stored:
     try:
         plan = Plan.from_json(raw.decode())
     except UnicodeDecodeError as error:
-        raise SwnetError(f"{PLAN} is not text in UTF-8; it was not written by swcompile.") from error
+        raise SwnetError(f"{PLAN} is not text in UTF-8. {ALTERED}") from error
     return Stored(root, plan, manifest.shapes(), manifest.aliases(), *manifest.file(WEIGHTS), manifest.text("model"))
 
 
@@ -248,7 +289,9 @@ def fill(module: nn.Module, stored: Stored) -> None:
     with _opened(path) as file:
         size = os.fstat(file.fileno()).st_size
         if size > room:
-            raise SwnetError(f"{WEIGHTS} has {size:,} bytes; this model's weights need at most {room:,}. It is not of this model.")
+            raise SwnetError(
+                f"{WEIGHTS} has {size:,} bytes; this model's weights need at most {room:,}. Build the model as when it was saved."
+            )
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     _match(WEIGHTS, size, stored.weights_bytes, digest, stored.weights_sha256)
     try:
@@ -301,22 +344,26 @@ def _opened(path: Path) -> Iterator[BufferedReader]:
     """Open a plain file for reading: no link that leads elsewhere, no pipe that never ends."""
     try:
         if path.is_symlink():  # where O_NOFOLLOW is missing
-            raise SwnetError(f"{path.name} is a link; a saved model holds plain files only.")
+            raise SwnetError(f"{path.name} is a link; a saved model holds plain files only. Put the file itself there.")
         flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
         with os.fdopen(os.open(path, flags), "rb") as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise SwnetError(f"{path.name} is not a plain file; it was not written by swcompile.")
+                raise SwnetError(f"{path.name} is not a plain file. {ALTERED}")
             yield file
     except FileNotFoundError as error:
-        raise SwnetError(f"{path.parent.name} holds no {path.name}; it is not a complete saved model.") from error
+        raise SwnetError(
+            f"{path.parent.name} holds no {path.name}; it is not a complete saved model. Name a folder that swnet.save wrote."
+        ) from error
     except OSError as error:
-        raise SwnetError(f"{path.name} cannot be read: {error.strerror or error}.") from error
+        raise SwnetError(
+            f"{path.name} cannot be read: {error.strerror or error}. Make it readable, or save the model again."
+        ) from error
 
 
 def _bounded(file: BufferedReader, name: str, limit: int) -> bytes:
     size = os.fstat(file.fileno()).st_size
     if size > limit:
-        raise SwnetError(f"{name} is {size:,} bytes; at most {limit:,} are read.")
+        raise SwnetError(f"{name} is {size:,} bytes; at most {limit:,} are read. {ALTERED}")
     return file.read(limit)
 
 
@@ -336,26 +383,30 @@ class _Manifest:
 
     def __init__(self, raw: bytes) -> None:
         try:
-            document = json.loads(raw.decode(), parse_constant=_no_constant, object_pairs_hook=_no_doubles)
-        except (ValueError, RecursionError) as error:
-            raise SwnetError(f"{MANIFEST} is not JSON ({_first_line(error)}); it was not written by swcompile.") from error
+            document = plans.parse(raw.decode(), MANIFEST)
+        except UnicodeDecodeError as error:
+            raise SwnetError(f"{MANIFEST} is not text in UTF-8. {ALTERED}") from error
         if not isinstance(document, dict) or document.get("format") != FORMAT:
-            raise SwnetError(f'{MANIFEST} does not describe a saved model: its "format" should be "{FORMAT}".')
+            raise SwnetError(f'{MANIFEST} does not describe a saved model: its "format" should be "{FORMAT}". {ALTERED}')
         self.document = document
         version = self._count(document.get("version"), "version")
         if version > VERSION:
             raise SwnetError(
                 f"The model was saved in version {version}, this swcompile reads up to {VERSION}; install a newer one."
             )
-        if version < 1 or set(document) != self.KEYS:
-            raise self._wrong("version or keys", f"version {VERSION} with {', '.join(sorted(self.KEYS))}", sorted(document))
+        if version < 1:
+            raise self._wrong("version", f"from 1 to {VERSION}", version)
+        for word, names in (("lacks", self.KEYS - document.keys()), ("also has", document.keys() - self.KEYS)):
+            if names:
+                shown = ", ".join(sorted(names)[:8])[:200]
+                raise SwnetError(f"{MANIFEST} {word} the keys {shown}; it should have {', '.join(sorted(self.KEYS))}. {ALTERED}")
         for key in ("swcompile", "torch", "model"):
             self.text(key)
         self._count(document["seed"], "seed")
 
     @staticmethod
     def _wrong(key: str, wanted: str, found: object) -> SwnetError:
-        return SwnetError(f"In {MANIFEST}, {key} should be {wanted}; it is {str(found)[:80]!r}.")
+        return SwnetError(f"In {MANIFEST}, {key} should be {wanted}; it is {str(found)[:80]!r}. {ALTERED}")
 
     def _count(self, value: object, key: str) -> int:
         if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 1 << 63:
@@ -399,14 +450,3 @@ class _Manifest:
         if not isinstance(found, dict) or not all(isinstance(first, str) for first in found.values()):
             raise self._wrong("aliases", "an object of names", found)
         return found
-
-
-def _no_constant(constant: str) -> float:
-    raise ValueError(f"{constant} is not a number it may hold")
-
-
-def _no_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    made = dict(pairs)
-    if len(made) < len(pairs):
-        raise ValueError("a key occurs twice")
-    return made

@@ -405,9 +405,19 @@ def test_an_output_folder_of_somebody_else_is_not_replaced(project, refused):
     assert "it is not replaced" in refused("transform", "net.py", *SHAPE, "--force", "--out", ".")
 
 
-@pytest.mark.parametrize("out", ["no/such/out", "net.py/out"])
-def test_an_output_folder_without_a_place(refused, out):
-    assert f"The folder {out} cannot be written: there is no folder" in refused("transform", "net.py", *SHAPE, "--out", out)
+def test_an_output_folder_inside_a_file(refused):
+    said = refused("transform", "net.py", *SHAPE, "--out", "net.py/deep/out")
+    assert "The folder net.py/deep/out cannot be written: net.py is not a folder. Choose another place." in said
+
+
+def test_an_output_folder_without_a_name(refused):
+    said = refused("transform", "net.py", *SHAPE, "--out", "")
+    assert "'' was given as the folder to write, and is no name of one. Name a new folder, such as 'out'." in said
+
+
+def test_folders_above_the_output_are_not_left_behind(project, refused):
+    file = write(project, "from torch import nn\nmodel = nn.ReLU()\n")
+    assert refused("transform", file, *SHAPE, "--out", "no/such/out", code=3)
 
 
 def test_an_output_that_is_a_file(refused):

@@ -160,7 +160,7 @@ NO_PLANS = (
 def test_what_is_not_a_plan_is_refused_and_the_message_says_where(text: str, says: str) -> None:
     assert says in message(text)
     if "plan" in says:
-        assert re.search(r"; (write it anew|install a newer) .*\.$", message(text))
+        assert re.search(r"; (write it anew: |install a newer ).*\.$", message(text))
 
 
 @pytest.mark.parametrize("key", sorted(document()))

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shutil
+import signal
 import struct
 from pathlib import Path
 
@@ -138,28 +139,89 @@ def test_force_does_not_replace_a_folder_without_a_manifest(tmp_path):
 def test_force_replaces_no_file_and_no_link(saved, tmp_path):
     (tmp_path / "link").symlink_to(saved)
     (tmp_path / "file").write_text("mine")
-    for name in ("link", "file"):
-        with pytest.raises(SwnetError, match="exists and is not a folder"):
+    for name, what in (("link", "a link, which is not replaced"), ("file", "not a folder")):
+        with pytest.raises(SwnetError, match=f"exists and is {what}. Choose another name, or remove it."):
             store.write(tmp_path / name, PLAN, {}, (), force=True)
     assert (tmp_path / "link").is_symlink()
 
 
-@pytest.mark.parametrize("target", ["no/such/out", "file/out"])
-def test_a_folder_without_a_place_is_refused(tmp_path, target):
+def test_a_folder_inside_a_file_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(SwnetError, match=r"cannot be written: there is no folder .* to put it in"):
-        store.write(tmp_path / target, PLAN, {}, ())
+    with pytest.raises(SwnetError, match=r"cannot be written: file is not a folder\. Choose another place\."):
+        store.write(tmp_path / "file" / "deep" / "out", PLAN, {}, ())
     assert listing(tmp_path) == ["file"]
 
 
-def test_a_folder_that_cannot_be_written_leaves_nothing(tmp_path, monkeypatch):
+def test_folders_above_it_are_made(tmp_path):
+    store.write(tmp_path / "no" / "such" / "out", PLAN, {}, ())
+    assert store.read(tmp_path / "no" / "such" / "out").plan == PLAN
+    assert [path.name for path in (tmp_path / "no" / "such").iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("folder", ["", "a\0b", None, 3])
+def test_what_is_no_name_of_a_folder(folder):
+    with pytest.raises(
+        SwnetError, match=r"was given as the folder to write, and is no name of one\. Name a new folder, such as 'out'\."
+    ):
+        store.write(folder, PLAN, {}, ())
+    with pytest.raises(SwnetError, match="There is no folder"):
+        store.read(folder)
+
+
+@pytest.mark.parametrize("target", ["out", "no/such/out"])
+def test_a_folder_that_cannot_be_written_leaves_nothing(tmp_path, monkeypatch, target):
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(SwnetError, match=r"cannot be written: No space left on device\. Choose another one"):
-        store.write(tmp_path / "out", PLAN, {}, ())
+        store.write(tmp_path / target, PLAN, {}, ())
     assert listing(tmp_path) == []
+
+
+def test_a_folder_whose_content_is_secret(saved, monkeypatch):
+    def denied(_: Path) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "iterdir", denied)
+    with pytest.raises(SwnetError, match=r"cannot be written: Permission denied\. Choose another one\."):
+        store.write(saved, PLAN, {}, (), force=True)
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077, 0o002])
+def test_files_have_the_rights_that_the_umask_gives(tmp_path, umask):
+    before = os.umask(umask)
+    try:
+        store.write(tmp_path / "out", PLAN, {"weight": torch.zeros(2)}, ())
+    finally:
+        os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in (tmp_path / "out").iterdir()} == {0o666 & ~umask}
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("when", ["rename", "rmtree"])
+def test_signals_wait_until_the_folders_are_in_order(saved, monkeypatch, when, number):
+    """One that comes while the old folder is renamed or removed."""
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    module, act = (Path, Path.rename) if when == "rename" else (shutil, shutil.rmtree)
+
+    def slow(*arguments: object, **options: object) -> object:
+        signal.raise_signal(number)
+        return act(*arguments, **options)
+
+    monkeypatch.setattr(module, when, slow)
+    before = signal.signal(number, interrupted)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            store.write(saved, PLAN, {}, (), force=True)
+        assert signal.getsignal(number) is interrupted
+    finally:
+        signal.signal(number, before)
+    assert [path.name for path in saved.parent.iterdir()] == ["out"]
+    assert store.read(saved).shapes == ()
 
 
 @pytest.mark.parametrize("after", [False, True])
@@ -231,13 +293,14 @@ def test_only_plain_files_are_read(saved, tmp_path, name, kind):
 
 MANIFESTS = {
     "not json": (b"{", "manifest.json is not JSON"),
-    "not text": (b"\xff\xfe\x00", "manifest.json is not JSON"),
+    "not text": (b"\xff\xfe\x00", "manifest.json is not text in UTF-8"),
     "deep": (b"[" * 100_000, "manifest.json is not JSON"),
     "a list": (b"[]", 'its "format" should be "swcompile-model"'),
     "another format": (b'{"format": "zip"}', 'its "format" should be "swcompile-model"'),
-    "NaN": (b'{"format": NaN}', "NaN is not a number it may hold"),
-    "a key twice": (b'{"format": "x", "format": "swcompile-model"}', "a key occurs twice"),
-    "nothing else": (b'{"format": "swcompile-model", "version": 1}', "version or keys should be version 1 with aliases"),
+    "NaN": (b'{"format": NaN}', "manifest.json contains NaN, which is not a number that it may hold"),
+    "a key twice": (b'{"format": "x", "format": "swcompile-model"}', 'manifest.json has the key "format" twice'),
+    "a key twice inside": (b'{"format": "swcompile-model", "files": {"a": 1, "a": 1}}', 'has the key "a" twice'),
+    "nothing else": (b'{"format": "swcompile-model", "version": 1}', "lacks the keys aliases, example_inputs"),
 }
 
 
@@ -253,8 +316,8 @@ CHANGES = {
     "newer": ({"version": 2}, r"saved in version 2, this swcompile reads up to 1; install a newer one"),
     "no version": ({"version": "1"}, "version should be a whole number from 0 up; it is '1'"),
     "true version": ({"version": True}, "version should be a whole number"),
-    "zero": ({"version": 0}, "version or keys should be"),
-    "more keys": ({"run": "rm"}, "version or keys should be"),
+    "zero": ({"version": 0}, "version should be from 1 to 1"),
+    "more keys": ({"run": "rm"}, "also has the keys run; it should have aliases, example_inputs"),
     "huge seed": ({"seed": 1 << 64}, "seed should be a whole number"),
     "float seed": ({"seed": 1.5}, "seed should be a whole number"),
     "long name": ({"model": "x" * 1000}, "model should be a short text"),
