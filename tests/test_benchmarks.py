@@ -1,6 +1,7 @@
 """The benchmarks: their networks, their curves and tables, and a very small run of each."""
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,8 +13,11 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from benchmarks import bench_step, bench_transform, convergence, models, record
+from benchmarks import bench_metrics, bench_step, bench_transform, convergence, graphs, models, record
 from benchmarks.data import Dataset
+from swcompile.graph import LayerGraph
+from swcompile.metrics import channel_graph
+from swcompile.trace import trace_structure
 
 
 def text(table: object) -> str:
@@ -146,6 +150,70 @@ def test_a_chain_is_transformed_and_timed() -> None:
     row = bench_transform.measure("chain", lambda: models.chain(4), 8, 0.3, 1)
     assert (row["layers"], row["shape"]) == (4, [3, 8, 8])
     assert "chain" in text(bench_transform.show([row]))
+
+
+def weights(graph: LayerGraph) -> int:
+    return sum(layer.links * layer.kernel_area for layer in graph.layers)
+
+
+def test_the_layer_graphs_have_the_published_sizes() -> None:
+    assert weights(graphs.vgg16()) == 14_710_464
+    resnet, dense = graphs.resnet50(), graphs.densenet201()
+    after = 2 * sum(layer.out_channels for layer in resnet.layers[:-1])  # a norm behind every convolution
+    assert weights(resnet) + after + 1000 == 25_557_032
+    before = 2 * (64 + sum(layer.in_channels for layer in dense.layers[1:]))  # a norm in front of every layer, two at the stem
+    assert weights(dense) + before + 1000 == 20_013_928
+
+
+def test_resnet50_as_a_graph_is_the_model_as_traced() -> None:
+    with torch.device("meta"):
+        model = models.resnet50()
+    traced = trace_structure(model, torch.zeros(1, 3, 224, 224)).graph
+    built, found = channel_graph(graphs.resnet50()), channel_graph(traced)
+    assert (built.nodes, built.edges) == (found.nodes, found.edges)
+    layers = [sorted((y.in_channels, y.out_channels, y.kernel_size, y.positions) for y in graph.layers[:-1])
+              for graph in (graphs.resnet50(), traced)]  # fmt: skip
+    assert layers[0] == layers[1]
+
+
+def test_a_sweep_in_closed_form_is_followed_by_an_exact_count_at_the_p_chosen() -> None:
+    (block,) = bench_metrics.swept("a chain", graphs.chain((3, 16, 16, 16, 16)), "block", 1)
+    over, counted = bench_metrics.swept("a chain", graphs.chain((3, 16, 16, 16, 16)), "kernel", 1)
+    assert [row["exact"] for row in (block, over, counted)] == [True, False, True]
+    assert [row["points"] for row in (block, over, counted)] == [20, 20, 1]
+    assert [row["target_seconds"] for row in (block, over, counted)] == [2, 2, 5]
+    counted["seconds"] = 6.04
+    assert bench_metrics.verdict([block, over, counted]).splitlines() == [
+        "2 of 3 targets are met.",
+        "Not met: a chain, kernel, wired and counted: 6.0 s, not 5",
+    ]
+
+
+def test_a_long_run_is_not_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+    runs: list[int] = []
+    assert bench_metrics.timed(lambda: runs.append(1) or len(runs), 3)[0] == 3
+    monkeypatch.setattr(bench_metrics, "PATIENCE", 0.0)
+    assert bench_metrics.timed(lambda: runs.append(1) or len(runs), 3)[0] == 4
+
+
+def test_the_figures_are_timed_from_end_to_end(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(bench_metrics, "NETWORKS", {"a chain": lambda: graphs.chain(bench_metrics.SMALL)})
+    monkeypatch.setattr(bench_metrics, "vgg16", lambda: graphs.chain(bench_metrics.SMALL))
+    monkeypatch.setattr(bench_metrics, "PUBLISHED", {})
+    monkeypatch.setattr(bench_metrics, "write_timings", lambda name, rows: record.write_timings(name, rows, tmp_path))
+    bench_metrics.main(["--repeats", "1", "--blocks", "10"])
+    assert "of 3 targets are met" in capsys.readouterr().out
+    (file,) = tmp_path.glob("*/bench_metrics.json")
+    rows = json.loads(file.read_text())["rows"]
+    assert {row["table"] for row in rows} == set(bench_metrics.COLUMNS) - {"figures"}
+    assert len({row["name"] for row in rows}) == len(rows)
+
+
+def test_the_benchmarks_stand_without_the_tests() -> None:
+    for file in Path(bench_metrics.__file__).parent.glob("*.py"):
+        assert not re.search(r"^\s*(from|import) tests\b", file.read_text(), re.MULTILINE), file.name
 
 
 def test_the_programs_run_from_end_to_end(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
