@@ -68,6 +68,24 @@ def chain(layers: int, width: int = 16) -> nn.Sequential:
     return nn.Sequential(*(unit(3 if place == 0 else width, width) for place in range(layers)))
 
 
+class Shortcut(nn.Module):
+    """Two convolutions of one width, and the identity beside them."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(unit(width, width), unit(width, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.body(x)
+
+
+def residual_chain(layers: int, width: int = 16) -> nn.Sequential:
+    """Return `layers` convolutions of one width with an identity around every two: 10,000 layers that do add up."""
+    pairs, odd = divmod(layers - 1, 2)
+    last = [unit(width, width)] if odd else []
+    return nn.Sequential(unit(3, width), *(Shortcut(width) for _ in range(pairs)), *last)
+
+
 def parameters(model: nn.Module) -> int:
     """Count the parameters."""
     return sum(parameter.numel() for parameter in model.parameters())

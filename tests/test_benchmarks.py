@@ -144,12 +144,17 @@ def test_growth_is_read_off_the_chains() -> None:
     rows = [{"name": "chain", "layers": count, "cpu_seconds": 0.001 * count} for count in (10, 100, 1000)]
     assert bench_transform.exponent(rows) == pytest.approx(1)
     assert bench_transform.exponent(rows[:2]) is None
+    assert bench_transform.exponent(rows, "residual chain") is None
+    steep = [{"name": "residual chain", "layers": count, "cpu_seconds": 1e-6 * count**2} for count in (100, 1000)]
+    assert bench_transform.exponent(rows + steep, "residual chain") == pytest.approx(2)
 
 
-def test_a_chain_is_transformed_and_timed() -> None:
-    row = bench_transform.measure("chain", lambda: models.chain(4), 8, 0.3, 1)
-    assert (row["layers"], row["shape"]) == (4, [3, 8, 8])
-    assert "chain" in text(bench_transform.show([row]))
+@pytest.mark.parametrize("name", bench_transform.CHAINS)
+@pytest.mark.parametrize("layers", [5, 6])
+def test_a_chain_is_transformed_and_timed(name: str, layers: int) -> None:
+    row = bench_transform.measure(name, lambda: bench_transform.CHAINS[name](layers), 8, 0.3, 1)
+    assert (row["layers"], row["shape"]) == (layers, [3, 8, 8])
+    assert name in text(bench_transform.show([row]))
 
 
 def weights(graph: LayerGraph) -> int:
