@@ -26,6 +26,9 @@ from swcompile.wiring.budget import to_budget
 from swcompile.wiring.eligible import eligible
 from swcompile.wiring.policy import choose_p
 
+MAX_POINTS = 1000
+"""The most values of p that a sweep takes: the network is wired and measured anew at each of them."""
+
 _log = logging.getLogger("swcompile")
 
 
@@ -138,7 +141,7 @@ def transform(
     made = _decide(traced, options, params, macs)
     if not made.layers and (options.p != 0 or options.density < 1 or params is not None or macs is not None):
         raise NothingToDoError(_why_nothing(made))
-    return _carry_out(traced, made)
+    return _carry_out(traced, made, fresh=True)
 
 
 def plan(
@@ -218,6 +221,8 @@ def analyze(
         dead=dead,
         skips=skips,
     )
+    if not isinstance(points, int) or not 2 <= points <= MAX_POINTS:
+        raise SwnetError(f"points={points!r} were asked for; take a whole number from 2 to {MAX_POINTS:,} of values of p.")
     traced = _announced(trace_structure(model, example_inputs))
     curve = sweep(traced.graph, options, points)
     layers, notes = eligible(traced.graph, options)
@@ -303,21 +308,30 @@ def _decide(traced: Traced, options: Options, params: int | None, macs: int | No
 
 
 def _why_nothing(made: Plan) -> str:
-    reasons = "\n".join(f"  {note.layer}: {note.reason}" for note in made.notes)
+    reasons = "\n".join(f"  {note}" for note in made.notes)
     return f"Nothing can be rewired as asked (p={made.requested_p}, density={made.options.density:g}):\n{reasons}"
 
 
-def _carry_out(traced: Traced, made: Plan) -> RewiredModule:
+def _carry_out(traced: Traced, made: Plan, *, fresh: bool = False) -> RewiredModule:
     """Verify, rewrite, optimize and check: the rest of the way, once a plan is there."""
     verify(made, traced.graph)
-    counted = census(traced.root, traced.train_graph, traced.graph)
+    _refuse_masks_without_memory(traced, made)
+    counted = census(traced)
     rewrite(traced, made)
     for graph in traced.graphs:
         optimize(graph)
     restore_in_place(traced)
     module = RewiredModule.assemble(traced.root, traced.train_graph, traced.eval_graph)
-    module.swcompile = Record(made, traced.example, check(module, made, counted, traced.example))
+    module.swcompile = Record(made, traced.example, check(module, made, counted, traced.example, fresh=fresh))
     return module
+
+
+def _refuse_masks_without_memory(traced: Traced, made: Plan) -> None:
+    if made.masks() and any(parameter.is_meta for parameter in traced.root.parameters()):
+        raise SwnetError(
+            "The model is on the meta device, where tensors have no values, and wiring='kernel' marks live links by values. Give "
+            "it memory first, model.to_empty(device='cpu'), or only plan: swnet.plan needs none."
+        )
 
 
 def _refuse_nested(example: tuple[Any, ...]) -> None:

@@ -1,14 +1,14 @@
 """Count what came out: the ledger of a rewired module, read off the module itself and not off the plan.
 
-The rewritten graph is traced once more for its layers, features and channels; what each layer reads there is expressed in
-features of the original and compared with the plan, tap by tap. A difference is a bug of ours, and stops everything.
+The rewritten graphs, the one for train mode and the one for eval mode, are traced once more for their layers and channels; what
+each layer reads there is compared with the plan, channel by channel. A difference is a bug of ours, and stops everything.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,13 +16,16 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import fx, nn
 
-from swcompile.graph import Layer, LayerGraph, Run, Tap, join_runs, unreadable
+from swcompile.graph import Layer, LayerGraph, Run, Tap, join_runs
 from swcompile.metrics import Figures, channel_graph, measure
 from swcompile.modules import RewiredModule
-from swcompile.plan import Note, Plan
-from swcompile.trace import Example, layer_graph
+from swcompile.plan import LayerWiring, Note, Plan, Promise, channel_ids
+from swcompile.trace import Example, Traced, layer_graph
 from swcompile.trace.purify import is_view
 from swcompile.trace.shapes import Spec, spec_of
+from swcompile.wiring.blocks import Atlas
+from swcompile.wiring.eligible import Site, find_sites
+from swcompile.wiring.kernel_skips import without_dense_links, without_skips
 
 Masks = Mapping[str, NDArray[np.bool_]]
 
@@ -119,40 +122,63 @@ class Ledger:
                      f"p asked {self.after.p_requested}, achieved {self.after.p_achieved:.4f}")  # fmt: skip
         if not self.changed:
             lines.append("NOTHING CHANGED")
-        lines.extend(f"{note.layer}: {note.reason}" for note in self.notes)
+        lines.extend(map(str, self.notes))
         return "\n".join(lines)
 
 
 @dataclass(frozen=True)
 class Census:
-    """A network as counted before rewriting, to compare with afterwards."""
+    """A network as counted before rewriting, to compare with afterwards.
+
+    `eval_graph` describes eval mode where it runs other code, `eval_names` gives its names for the features of `graph`.
+    """
 
     graph: LayerGraph
     params: int
     peak_bytes: int
+    eval_graph: LayerGraph | None
+    eval_names: Mapping[str, str]
 
 
-def census(root: nn.Module, train_graph: fx.Graph, graph: LayerGraph) -> Census:
+def census(traced: Traced) -> Census:
     """Count a traced module before it is rewritten."""
-    return Census(graph, _stored_params(root), _peak_bytes(train_graph))
+    other = traced.eval_graph
+    evaluation = None if other is None else layer_graph(other, traced.root, traced.example)
+    return Census(traced.graph, _stored_params(traced.root), _peak_bytes(traced.train_graph), evaluation, traced.eval_names)
 
 
-def check(module: RewiredModule, plan: Plan, before: Census, example: Example) -> Ledger:
-    """Return the ledger of a rewired module. A count that is not the promised one is an AssertionError: a bug of ours."""
-    after = layer_graph(module.graphs[0], module, example, like=before.graph)
-    unused = [layer for layer in before.graph.layers if layer.name not in after.layer_by_name]
-    taps = {layer.name: plan.taps()[layer.name] for layer in unused if layer.name in plan.taps()}
-    taps |= _read_back(after, before.graph) if not plan.bypassed else plan.taps()
-    masks = _masks(module, before.graph)
-    _compare_with_plan(taps, masks, plan, before.graph)
-    sides = _before(before), _after(module, plan, before, after, taps, masks)
+def check(module: RewiredModule, plan: Plan, before: Census, example: Example, *, fresh: bool = True) -> Ledger:
+    """Return the ledger of a rewired module. A count that is not the promised one is an AssertionError: a bug of ours.
+
+    `fresh` tells a plan that this version made from one that was read: another version may have cut other blocks, so there a
+    different count of them is a note.
+    """
+    graph, taps = before.graph, plan.taps()
+    after = layer_graph(module.graphs[0], module, example, like=graph)
+    _compare_reads(after, graph, taps, plan.bypassed)
+    if before.eval_graph is not None and not plan.bypassed:  # which sums eval mode bypasses, only the rewriting knows
+        evaluated = layer_graph(module.graphs[1], module, example, like=before.eval_graph)
+        _compare_reads(evaluated, before.eval_graph, _renamed(taps, before), ())
+    masks = _masks(module, graph)
+    _compare_masks(masks, plan)
+    unused = [layer for layer in graph.layers if layer.name not in after.layer_by_name]
+    count = _units(plan, graph, masks)
+    sides = _before(before), _after(module, plan, before, after, masks, count.p)
     saved = sum(_links(layer, taps, masks) * layer.kernel_area * layer.positions for layer in unused)
     change = sides[1].params - sides[0].params, sides[1].macs - sides[0].macs
     promised = plan.promise.params, plan.promise.macs - saved
     assert change == promised, f"the plan promised a change of {promised} parameters and MACs, the module shows {change}"
-    counts = tuple(_count(layer, taps, masks, before.graph) for layer in before.graph.layers)
-    notes = *plan.notes, *(Note(layer.name, _UNUSED) for layer in unused)
-    return Ledger(*sides, counts, notes, tuple(map(str, example)), before.graph.opaque)
+    layers = tuple(_count(layer, taps, masks, graph) for layer in graph.layers)
+    notes = *plan.notes, *(Note(layer.name, _UNUSED) for layer in unused), *_miscounted(plan.promise, count, fresh)
+    return Ledger(*sides, layers, notes, tuple(map(str, example)), graph.opaque)
+
+
+def _miscounted(promised: Promise, count: Promise, fresh: bool) -> Iterator[Note]:
+    said, found = ((made.moved, made.units - made.pruned) for made in (promised, count))
+    if said != found:
+        text = f"the plan says that {said[0]} of {said[1]} were moved; the module shows {found[0]} of {found[1]}"
+        assert not fresh, text
+        yield Note("*", text)
 
 
 _UNUSED = "nothing reads its output any more, so it is not computed; its parameters stay, and get no gradient"
@@ -182,9 +208,7 @@ def _before(counted: Census) -> Side:
     )
 
 
-def _after(
-    module: RewiredModule, plan: Plan, before: Census, after: LayerGraph, taps: Mapping[str, Sequence[Tap]], masks: Masks
-) -> Side:
+def _after(module: RewiredModule, plan: Plan, before: Census, after: LayerGraph, masks: Masks, p_achieved: float) -> Side:
     stored = _stored_params(module)
     area = {layer.name: layer.kernel_area for layer in before.graph.layers}
     masked = sum(int(mask.size - mask.sum()) * area[name] for name, mask in masks.items())
@@ -196,8 +220,8 @@ def _after(
         links=sum(int(masks[layer.name].sum()) if layer.name in masks else layer.links for layer in after.layers),
         peak_bytes=_peak_bytes(module.graphs[0]),
         p_requested=plan.requested_p,
-        p_achieved=plan.promise.p,
-        figures=measure(channel_graph(before.graph, taps, masks, bypassed=plan.bypassed)),
+        p_achieved=p_achieved,
+        figures=measure(channel_graph(before.graph, plan.taps(), masks, bypassed=plan.bypassed)),
     )
 
 
@@ -222,78 +246,105 @@ def _masks(module: nn.Module, graph: LayerGraph) -> dict[str, NDArray[np.bool_]]
     return found
 
 
-def _read_back(after: LayerGraph, before: LayerGraph) -> dict[str, tuple[Tap, ...]]:
-    """Return what each layer of the rewritten graph reads, in features of the original; unchanged layers are left out."""
+def _renamed(taps: Mapping[str, Sequence[Tap]], before: Census) -> dict[str, tuple[Tap, ...]]:
+    """Return the taps by the feature names of eval mode, which does not run every layer."""
+    assert before.eval_graph is not None
+    return {
+        name: tuple(dataclasses.replace(tap, feature=before.eval_names[tap.feature]) for tap in found)
+        for name, found in taps.items()
+        if name in before.eval_graph.layer_by_name
+    }
+
+
+def _compare_reads(
+    after: LayerGraph, before: LayerGraph, taps: Mapping[str, Sequence[Tap]], bypassed: Sequence[tuple[str, int]]
+) -> None:
+    """Assert that every layer of a rewritten graph reads the very channels that the plan names, and no other layer changed."""
     index = {producer.name: place for place, producer in enumerate(before.producers)}
-    changed = {}
+    seen = _without(before, dict(bypassed))
     for layer in after.layers:
-        original = before.layer_by_name[layer.name]
-        feature = after.feature_by_name[layer.feature]
-        runs = [dataclasses.replace(run, producer=index[after.producers[run.producer].name]) for run in feature.runs]
-        own = before.feature_by_name[original.feature]
-        if join_runs(runs) != join_runs(own.runs):
-            changed[layer.name] = tuple(Tap(*found) for run in runs for found in _feature_of(run, original, before))
-    return changed
+        found = after.feature_by_name[layer.feature].runs
+        names = [after.producers[run.producer].name for run in found]
+        if bypassed and not index.keys() >= set(names):
+            continue  # an opaque addend stayed of a sum that it reads: it has no name of its own in the original
+        real = [dataclasses.replace(run, producer=index[name]) for run, name in zip(found, names, strict=True)]
+        planned = taps.get(layer.name, before.reads(before.layer_by_name[layer.name]))
+        same = _slots(real, seen, bypassed) == _slots(before.runs_of(planned), seen, bypassed)
+        assert same, f"{layer.name} reads {_shown(real, before)}, the plan says {' '.join(map(str, planned))}"
 
 
-def _feature_of(run: Run, reader: Layer, graph: LayerGraph) -> list[tuple[str, int, int]]:
-    """Return (feature, start, stop) triples that together hold the run's channels, the reader's own feature first."""
-    own = graph.feature_by_name[reader.feature]
-    found: list[tuple[str, int, int]] = []
-    done = run.start
-    while done < run.stop:
-        rest = run.cut(done, run.stop)
-        for feature in (own, *graph.features):
-            match = _match(rest, feature.runs)
-            if match is not None and (feature is own or unreadable(graph, feature, reader, conv_to_linear=True) is None):
-                start, width = match
-                found.append((feature.name, start, start + width))
-                done += width
-                break
-        else:
-            raise AssertionError(f"{reader.name} reads channels that no feature of the original holds: {rest}")
-    return found
+def _without(graph: LayerGraph, bypassed: Mapping[str, int]) -> LayerGraph:
+    """Return the graph with one addend left of each bypassed sum."""
+    producers = (
+        dataclasses.replace(made, parts=(made.parts[bypassed[made.name]],)) if made.name in bypassed else made
+        for made in graph.producers
+    )
+    return dataclasses.replace(graph, producers=tuple(producers))
 
 
-def _match(run: Run, candidates: Sequence[Run]) -> tuple[int, int] | None:
-    """Return where the first channels of a run stand in a feature, and how many of them."""
-    for other in candidates:
-        if other.producer != run.producer or (other.step != run.step and min(run.width, other.width) > 1):
-            continue
-        if run.step == 0 or other.step == 0:
-            if other.first == run.first:
-                return other.start, min(run.width, other.width)
-        elif other.first <= run.first < other.first + other.width:
-            offset = run.first - other.first
-            return other.start + offset, min(run.width, other.width - offset)
-    return None
+def _slots(runs: Sequence[Run], graph: LayerGraph, bypassed: object) -> list[tuple[int, int]]:
+    """Return (slot, channel) pairs, ascending; where sums are bypassed, with all that a sum adds up instead of the sum."""
+    base = graph.origins(join_runs(runs)) if bypassed else runs
+    slots = np.concatenate([np.arange(run.start, run.stop) for run in base])
+    return sorted(set(zip(slots.tolist(), channel_ids(base).tolist(), strict=True)))
 
 
-def _compare_with_plan(taps: Mapping[str, Sequence[Tap]], masks: Masks, plan: Plan, graph: LayerGraph) -> None:
-    """Assert that every layer reads the very maps that the plan names, and no other layer changed."""
-    planned = plan.taps()
-    for name in {*taps, *planned}:
-        layer = graph.layer_by_name[name]
-        default = graph.reads(layer)
-        real, wanted = (join_runs(graph.runs_of(found.get(name, default))) for found in (taps, planned))
-        assert real == wanted, f"{name} reads {taps.get(name)}, the plan says {planned.get(name)}"
+def _shown(runs: Sequence[Run], graph: LayerGraph) -> str:
+    return " ".join(f"{graph.producers[run.producer].name}[{run.first}:{run.first + run.width}]" for run in join_runs(runs)[:12])
+
+
+def _compare_masks(masks: Masks, plan: Plan) -> None:
     assert masks.keys() == plan.masks().keys(), "masked layers differ from the plan's"
     assert all(np.array_equal(mask, masks[name]) for name, mask in plan.masks().items()), "a mask differs from the plan's"
+
+
+def _units(plan: Plan, graph: LayerGraph, masks: Masks) -> Promise:
+    """Count the blocks or links that moved and went, by what the layers of the module were found to read."""
+    if plan.options.wiring == "kernel":  # which layers took part, the plan knows
+        return Promise(units=plan.promise.units, moved=_moved_links(plan, graph, masks))
+    sites = find_sites(Atlas(graph), plan.options)[0]
+    wirings = {wiring.layer: wiring for wiring in plan.layers}
+    counts = [_moved_blocks(site, wirings[site.layer.name], graph) for site in sites if site.layer.name in wirings]
+    return Promise(
+        units=sum(len(site.slots) for site in sites),
+        moved=sum(moved for moved, _ in counts),
+        pruned=sum(pruned for _, pruned in counts),
+    )
+
+
+def _moved_blocks(site: Site, wiring: LayerWiring, graph: LayerGraph) -> tuple[int, int]:
+    """Return how many slots of a layer read other channels than its own, and how many are gone."""
+    columns = np.concatenate([np.arange(start, stop) for start, stop in wiring.columns])
+    own = channel_ids(graph.feature_by_name[site.layer.feature].runs)
+    changed = channel_ids(graph.runs_of(wiring.taps)) != own[columns]
+    spans = [np.searchsorted(columns, (slot.start, slot.stop)) for slot in site.slots]
+    return sum(bool(changed[low:high].any()) for low, high in spans), sum(bool(low == high) for low, high in spans)
+
+
+def _moved_links(plan: Plan, graph: LayerGraph, masks: Masks) -> int:
+    """Return how many live links of masked layers were not theirs at the start, dense links stripped with the shortcuts."""
+    stripped = plan.options.skips == "remove"
+    start = without_dense_links(without_skips(graph)[0]) if stripped else {}
+    moved = 0
+    for wiring in plan.layers:
+        layer = graph.layer_by_name[wiring.layer]
+        own = start.get(layer.name, np.ones(layer.in_channels, np.bool_))
+        parts = [
+            own[tap.start : tap.stop] if tap.feature == layer.feature else np.zeros(tap.width, np.bool_) for tap in wiring.taps
+        ]
+        moved += int(masks[layer.name][:, ~np.concatenate(parts)].sum())
+    return moved
 
 
 def _count(layer: Layer, taps: Mapping[str, Sequence[Tap]], masks: Masks, graph: LayerGraph) -> LayerCount:
     reads, mask = taps.get(layer.name), masks.get(layer.name)
     if reads is None and mask is None:
         return LayerCount(layer.name, layer.links, 0, 0)
-    own = _channels(graph.feature_by_name[layer.feature].runs)
-    kept = np.isin(_channels(graph.runs_of(reads if reads is not None else graph.reads(layer))), own)
+    own = channel_ids(graph.feature_by_name[layer.feature].runs)
+    kept = np.isin(channel_ids(graph.runs_of(reads if reads is not None else graph.reads(layer))), own)
     per_column = mask.sum(0) if mask is not None else np.full(len(kept), layer.out_channels // layer.groups)
     stayed, moved = int(per_column[kept].sum()), int(per_column[~kept].sum())
     return LayerCount(layer.name, stayed, moved, max(layer.links - stayed - moved, 0))
-
-
-def _channels(runs: Sequence[Run]) -> NDArray[np.int64]:
-    return np.concatenate([(run.producer << 32) + run.first + np.arange(run.width, dtype=np.int64) * run.step for run in runs])
 
 
 def _peak_bytes(graph: fx.Graph) -> int:

@@ -266,7 +266,7 @@ def transform(
 
 def _unchanged(name: str, notes: Sequence[Any]) -> str:
     """Say that a plan, or p = 0, asks for no change, with what the ledger notes of each layer."""
-    reasons = "".join(f"\n  {note.layer}: {note.reason}" for note in notes)
+    reasons = "".join(f"\n  {note}" for note in notes)
     return f"Nothing changed in {name}, and nothing was written: the plan (or p = 0 at density 1) moves no link.{reasons}"
 
 

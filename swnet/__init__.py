@@ -1,6 +1,8 @@
 """Small-world networks from the models you have: `import swnet; better = swnet.transform(model)`."""
 
 from swcompile.api import analyze, apply, ledger, load, plan, save, transform
+from swcompile.check import Ledger
 from swcompile.errors import SwnetError
+from swcompile.plan import Plan
 
-__all__ = ["SwnetError", "analyze", "apply", "ledger", "load", "plan", "save", "transform"]
+__all__ = ["Ledger", "Plan", "SwnetError", "analyze", "apply", "ledger", "load", "plan", "save", "transform"]

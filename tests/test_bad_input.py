@@ -200,6 +200,42 @@ def test_density_with_wiring_kernel(refused):
     assert "density does not apply to wiring='kernel'" in said
 
 
+@pytest.mark.parametrize("points", ["1", "0", "-3", "1001", "1000000"])
+def test_a_sweep_of_too_few_or_too_many_points(refused, points):
+    said = refused("analyze", "net.py", *SHAPE, f"--points={points}")
+    assert f"points={points} were asked for; take a whole number from 2 to 1,000 of values of p." in said
+
+
+# Models without memory
+
+
+@pytest.fixture
+def empty() -> nn.Module:
+    with torch.device("meta"):
+        return nn.Sequential(*(nn.Sequential(nn.Linear(16, 16), nn.ReLU()) for _ in range(4)), nn.Linear(16, 4))
+
+
+def test_a_model_on_the_meta_device_is_rewired_but_not_masked_or_saved(empty, project):
+    x = torch.zeros(2, 16)
+    rewired = swnet.transform(empty, x, p=0.5, density=0.5)
+    assert swnet.ledger(rewired).changed
+    assert all(parameter.is_meta for parameter in rewired.parameters())
+    with pytest.raises(SwnetError, match=r"on the meta device.*wiring='kernel'.*model\.to_empty\(device='cpu'\), or only plan"):
+        swnet.transform(empty, x, p=0.5, wiring="kernel")
+    assert swnet.plan(empty, x, p=0.5, wiring="kernel").masks()
+    with pytest.raises(SwnetError, match=r"is on the meta device and has no memory; give the model some first: model\.to_empty"):
+        swnet.save(rewired, project / "saved")
+    assert not (project / "saved").exists()
+
+
+@pytest.mark.parametrize("wiring", ["block", "kernel"])
+def test_a_saved_model_is_not_loaded_into_one_without_memory(empty, project, wiring):
+    model = copy.deepcopy(empty).to_empty(device="cpu")
+    swnet.save(swnet.transform(model, torch.zeros(2, 16), p=0.5, wiring=wiring), project / "saved")
+    with pytest.raises(SwnetError, match=r"on the meta device.*model\.to_empty\(device='cpu'\)"):
+        swnet.load(project / "saved", empty)
+
+
 # Models in which nothing can be done
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import operator
+import re
 from collections.abc import Callable
 
 import pytest
@@ -38,14 +39,26 @@ class Net(nn.Module):
         return self.head(x.mean((2, 3)))
 
 
-def prepared(wiring: str = "block", p: float = 0.4, density: float = 1.0) -> tuple[RewiredModule, Plan, Census, Traced]:
+class TwoModes(Net):
+    """The same, and noise that train mode alone computes: eval mode has a graph of its own, with other names in it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            x = x + torch.rand_like(x) + x
+        return super().forward(x)
+
+
+def prepared(
+    wiring: str = "block", p: float = 0.4, density: float = 1.0, net: type[Net] = Net, skips: str = "keep"
+) -> tuple[RewiredModule, Plan, Census, Traced]:
     """Do what swnet.transform does, up to the check."""
-    plan = swnet.plan(Net(), X, p=p, wiring=wiring, density=density)
-    traced = trace(Net(), X)
-    before = census(traced.root, traced.train_graph, traced.graph)
+    plan = swnet.plan(net(), X, p=p, wiring=wiring, density=density, skips=skips)
+    traced = trace(net(), X)
+    before = census(traced)
     rewrite(traced, plan)
-    optimize(traced.train_graph)
-    return RewiredModule.assemble(traced.root, traced.train_graph), plan, before, traced
+    for graph in traced.graphs:
+        optimize(graph)
+    return RewiredModule.assemble(traced.root, traced.train_graph, traced.eval_graph), plan, before, traced
 
 
 def checked(module: RewiredModule, plan: Plan, before: Census, traced: Traced) -> Ledger:
@@ -83,6 +96,42 @@ def test_a_graph_that_reads_other_maps_than_the_plan_says_fails(spoil: Callable[
     spoil(module)
     with pytest.raises(AssertionError, match=r"convs\.\d reads .*, the plan says "):
         checked(module, plan, before, traced)
+
+
+@pytest.mark.parametrize("spoil", [swap_two_taps, read_another_piece])
+@pytest.mark.parametrize("mode", [True, False])
+def test_the_graph_for_eval_mode_is_read_back_too(spoil: Callable[[RewiredModule], None], mode: bool) -> None:
+    module, plan, before, traced = prepared(net=TwoModes)
+    assert module.eval_graph is not None
+    checked(module, plan, before, traced)
+    spoil(module.train(mode))  # module.graph is the one that the mode runs
+    with pytest.raises(AssertionError, match=r"convs\.\d reads .*, the plan says "):
+        checked(module, plan, before, traced)
+
+
+def test_a_network_without_its_shortcuts_is_read_back_too() -> None:
+    module, plan, before, traced = prepared("kernel", skips="remove")
+    assert plan.bypassed
+    checked(module, plan, before, traced)
+    swap_two_taps(module)
+    with pytest.raises(AssertionError, match=r"convs\.\d reads .*, the plan says "):
+        checked(module, plan, before, traced)
+
+
+@pytest.mark.parametrize(("wiring", "density", "skips"), [("block", 1.0, "keep"), ("block", 0.5, "keep"), ("kernel", 1.0, "keep"),
+                                                          ("kernel", 1.0, "remove")])  # fmt: skip
+def test_moved_blocks_and_links_are_counted_on_the_module(wiring: str, density: float, skips: str) -> None:
+    module, plan, before, traced = prepared(wiring, density=density, skips=skips)
+    right = plan.promise
+    assert checked(module, plan, before, traced).after.p_achieved == right.p > 0
+    wrong = dataclasses.replace(plan, promise=dataclasses.replace(right, moved=right.moved - 1))
+    says = rf"the plan says that {right.moved - 1} of \d+ were moved; the module shows {right.moved} of \d+"
+    with pytest.raises(AssertionError, match=says):
+        checked(module, wrong, before, traced)
+    found = check(module, wrong, before, traced.example, fresh=False)
+    assert found.after.p_achieved == right.p
+    assert found.notes[-1].layer == "*"
+    assert re.fullmatch(says, str(found.notes[-1]))
 
 
 def test_a_parameter_too_many_or_too_few_breaks_the_promise() -> None:
@@ -192,7 +241,16 @@ def test_printed_it_shows_both_sides_and_the_reasons() -> None:
     for line in ("params", "macs", "links", "dead_channels", "C ", "L ", "S ", "long_range", "mean_path"):
         assert f"\n{line}" in f"\n{text}"
     assert "convs.0: the stem" in text
+    assert "*:" not in str(ledger(p=0.3, dead="forbid"))
     assert f"{found.before.params:,}" in text
+
+
+def test_what_users_annotate_is_public() -> None:
+    rewired: fx.GraphModule = swnet.transform(Net(), X, p=0.3)
+    found: swnet.Ledger = swnet.ledger(rewired)
+    plan: swnet.Plan = swnet.plan(Net(), X, p=0.3)
+    assert isinstance(found, Ledger)
+    assert isinstance(plan, Plan)
 
 
 def test_for_machines_it_is_plain_json() -> None:
