@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import io
 import json
 import logging
 import math
@@ -18,7 +17,6 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -130,7 +128,7 @@ def _working(steps: int, *, quiet: bool) -> Iterator[Callable[[str], None]]:
     with (
         _silenced() if quiet else contextlib.nullcontext(),
         Progress(*columns, console=console, transient=True, disable=hidden, redirect_stdout=False) as bar,
-        contextlib.redirect_stdout(io.StringIO() if quiet else sys.stderr),
+        _stdout_aside(quiet=quiet),
     ):
         task = bar.add_task("starting", total=steps)
         done = -1
@@ -141,6 +139,41 @@ def _working(steps: int, *, quiet: bool) -> Iterator[Callable[[str], None]]:
             bar.update(task, description=text, completed=done)
 
         yield begin
+
+
+@contextlib.contextmanager
+def _stdout_aside(*, quiet: bool) -> Iterator[None]:
+    """Send what the user's code prints to stderr, or nowhere: by print, by os.write(1, ...) or from a process that it starts."""
+    with (
+        open(os.devnull, "w") as nowhere,
+        _pointed(1, nowhere.fileno() if quiet else 2),
+        contextlib.redirect_stdout(nowhere if quiet else sys.stderr),
+    ):
+        yield
+
+
+@contextlib.contextmanager
+def _pointed(number: int, target: int) -> Iterator[None]:
+    """Let a file descriptor be a copy of another one; one that is closed stays closed."""
+    _flush()
+    try:
+        kept = os.dup(number)
+        os.dup2(target, number)
+    except OSError:
+        yield
+        return
+    try:
+        yield
+    finally:
+        _flush()
+        os.dup2(kept, number)
+        os.close(kept)
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.__stdout__):
+        with contextlib.suppress(AttributeError, OSError, ValueError):  # None, broken or closed
+            stream.flush()  # type: ignore[union-attr]
 
 
 @contextlib.contextmanager
@@ -284,7 +317,7 @@ def _refuse_options(asked: Mapping[str, Any]) -> None:
 
 
 def _write(out: str, found: ModelFile, rewired: fx.GraphModule, ledger: str, *, force: bool) -> None:
-    from swcompile import api, modelfile, store
+    from swcompile import api, store
 
     copies = {f"source/{file.relative_to(found.root).as_posix()}": file.read_bytes() for file in found.sources}
     source = next(iter(copies))
@@ -293,13 +326,6 @@ def _write(out: str, found: ModelFile, rewired: fx.GraphModule, ledger: str, *, 
     made = api.record(rewired)
     name = type(found.model).__name__
     store.write(out, made.plan, rewired.state_dict(), made.example_shapes, model=name, extras=extras, force=force)
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            modelfile.load_model(Path(out) / source, found.entry_name)
-    except SwnetError as error:
-        click.echo(
-            f"warning: {out}/model.py cannot build the model yet: {error} Copy the files it needs to {out}/source.", err=True
-        )
 
 
 MODEL_PY = '''"""A model rewired by swcompile, ready to train or to run.
@@ -307,7 +333,8 @@ MODEL_PY = '''"""A model rewired by swcompile, ready to train or to run.
     from model import build_model          # with this folder on the path
     model = build_model()                  # an ordinary nn.Module, with the weights in weights.safetensors
 
-source/ holds the model's own code as it was, plan.json says what each layer reads. Move the folder as a whole.
+source/ holds the model's own code as it was, and is the place for other files that this code reads; plan.json says what each
+layer reads. Move the folder as a whole.
 """
 
 from pathlib import Path
@@ -470,7 +497,11 @@ def _printable(text: str) -> str:
 
 def main() -> NoReturn:
     """Run the command line of this process."""
-    sys.exit(run(sys.argv[1:]))
+    code = run(sys.argv[1:])
+    _flush()
+    with contextlib.suppress(OSError):
+        os.dup2(2, 1)  # what the user's code prints at its exit is no part of the result
+    sys.exit(code)
 
 
 if __name__ == "__main__":

@@ -172,6 +172,51 @@ def test_json_is_all_that_stdout_carries(swcompile, project):
     assert document["ledger"]["before"]["params"] == document["ledger"]["after"]["params"]
 
 
+LOUD = """
+import atexit, os, subprocess, sys, threading
+print("by print")
+sys.__stdout__.write("by the first stdout ")
+os.write(1, b"by os.write\\n")
+subprocess.run(["echo", "by a process"], check=True)
+subprocess.run(["echo", "by a process with our stdout"], check=True, stdout=sys.stdout)
+atexit.register(print, "goodbye")
+atexit.register(os.write, 1, b"goodbye from below\\n")
+"""
+
+
+def command_line(project: Path, *arguments: str, **options: object) -> subprocess.CompletedProcess[str]:
+    """Run a command line in a process of its own."""
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "PYTHONDONTWRITEBYTECODE": "1"}
+    command = [sys.executable, "-m", "swcompile.cli", *arguments]
+    return subprocess.run(command, cwd=project, env=env, capture_output=True, text=True, timeout=120, **options)
+
+
+@pytest.mark.parametrize(("command", "quiet"), [("transform", False), ("check", True)])
+def test_whatever_the_users_code_prints_is_not_in_the_document(project, command, quiet):
+    (project / "net.py").write_text(NET + LOUD)
+    ran = command_line(project, command, "net.py", *SHAPE, "--json", *(["--quiet"] if quiet else []))
+    assert ran.returncode == 0, ran.stderr
+    assert isinstance(json.loads(ran.stdout), dict)
+    for text in ("by print", "by the first stdout", "by os.write", "by a process\n", "with our stdout"):
+        assert (text in ran.stderr) is not quiet, text
+    assert "goodbye\n" in ran.stderr
+
+
+def test_standard_output_is_as_before_afterwards(project, capfd):
+    assert cli.run(["check", "net.py", *SHAPE, "--json"]) == 0
+    capfd.readouterr()
+    os.write(1, b"still there")
+    assert capfd.readouterr() == ("still there", "")
+
+
+@pytest.mark.parametrize("closed", [">&-", ">&- 2>&-"])
+def test_closed_streams_are_no_error(project, closed):
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "PYTHONDONTWRITEBYTECODE": "1"}
+    command = f"{sys.executable} -m swcompile.cli transform net.py {' '.join(SHAPE)} {closed}"
+    ran = subprocess.run(command, shell=True, cwd=project, env=env, capture_output=True, text=True, timeout=120)
+    assert (ran.returncode, listing(project / "out")) == (0, WRITTEN), ran.stderr
+
+
 def test_quiet_says_nothing_unless_it_fails(swcompile, project):
     assert swcompile("transform", "net.py", *SHAPE, "--quiet") == Result(0, "", "")
     again = swcompile("transform", "net.py", *SHAPE, "--quiet")
@@ -201,13 +246,25 @@ def test_the_files_own_example_inputs_and_entry_are_used(swcompile, project):
     assert manifest["example_inputs"] == [[[1, 3, 16, 16], "float32"]]
 
 
-def test_a_model_that_reads_a_file_beside_it_gets_a_warning(swcompile, project):
+@pytest.mark.parametrize("command", ["transform", "analyze", "check"])
+def test_the_users_file_is_run_once(swcompile, project, command):
+    """It may take minutes, fetch something, or forget its main guard."""
+    (project / "net.py").write_text(NET + "\nwith open('runs', 'a') as file:\n    file.write('run ')\n")
+    assert swcompile(command, "net.py", *SHAPE).code == 0
+    assert (project / "runs").read_text() == "run "
+
+
+def test_a_file_that_the_model_reads_has_its_place_in_the_result(swcompile, project):
     (project / "width.txt").write_text("16")
     (project / "net.py").write_text(NET + "\nfrom pathlib import Path\nPath(__file__).with_name('width.txt').read_text()\n")
-    result = swcompile("transform", "net.py", *SHAPE)
-    assert result.code == 0
-    assert re.search(r"warning: out/model\.py cannot build the model yet: .*FileNotFoundError", result.err)
-    assert "Copy the files it needs to out/source." in result.err
+    assert swcompile("transform", "net.py", *SHAPE).code == 0
+    with pytest.raises(
+        swnet.SwnetError, match=r"net\.py failed while it was imported, at net\.py:\d+: FileNotFoundError: .*width\.txt"
+    ):
+        modelfile.load_model(project / "out" / "model.py")
+    assert "the place for other files that this code reads" in (project / "out" / "model.py").read_text()
+    (project / "width.txt").rename(project / "out" / "source" / "width.txt")
+    assert modelfile.load_model(project / "out" / "model.py").entry_name == "build_model"
 
 
 def test_a_rewired_model_is_not_rewired_again(swcompile, project):
