@@ -5,7 +5,9 @@ from __future__ import annotations
 import inspect
 import json
 import os
+import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -91,6 +93,18 @@ def swcompile(project, capsys):
 
 def listing(folder: Path) -> set[str]:
     return {path.relative_to(folder).as_posix() for path in folder.rglob("*")}
+
+
+COMMAND = [sys.executable, "-m", "swcompile.cli"]
+
+
+def environment() -> dict[str, str]:
+    return os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "PYTHONDONTWRITEBYTECODE": "1"}
+
+
+def command_line(project: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run a command line in a process of its own."""
+    return subprocess.run([*COMMAND, *arguments], cwd=project, env=environment(), capture_output=True, text=True, timeout=120)
 
 
 # transform
@@ -184,13 +198,6 @@ atexit.register(os.write, 1, b"goodbye from below\\n")
 """
 
 
-def command_line(project: Path, *arguments: str, **options: object) -> subprocess.CompletedProcess[str]:
-    """Run a command line in a process of its own."""
-    env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "PYTHONDONTWRITEBYTECODE": "1"}
-    command = [sys.executable, "-m", "swcompile.cli", *arguments]
-    return subprocess.run(command, cwd=project, env=env, capture_output=True, text=True, timeout=120, **options)
-
-
 @pytest.mark.parametrize(("command", "quiet"), [("transform", False), ("check", True)])
 def test_whatever_the_users_code_prints_is_not_in_the_document(project, command, quiet):
     (project / "net.py").write_text(NET + LOUD)
@@ -211,9 +218,8 @@ def test_standard_output_is_as_before_afterwards(project, capfd):
 
 @pytest.mark.parametrize("closed", [">&-", ">&- 2>&-"])
 def test_closed_streams_are_no_error(project, closed):
-    env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "PYTHONDONTWRITEBYTECODE": "1"}
-    command = f"{sys.executable} -m swcompile.cli transform net.py {' '.join(SHAPE)} {closed}"
-    ran = subprocess.run(command, shell=True, cwd=project, env=env, capture_output=True, text=True, timeout=120)
+    command = f"{' '.join(COMMAND)} transform net.py {' '.join(SHAPE)} {closed}"
+    ran = subprocess.run(command, shell=True, cwd=project, env=environment(), capture_output=True, text=True, timeout=120)
     assert (ran.returncode, listing(project / "out")) == (0, WRITTEN), ran.stderr
 
 
@@ -413,9 +419,10 @@ def test_an_interrupted_run_leaves_nothing_half_written(swcompile, project, when
         assert swcompile("transform", "net.py", *SHAPE).code == 0
     (project / "net.py").write_text(SLOW[when])
     before = {path: path.read_bytes() for path in project.rglob("*") if path.is_file()}
-    env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "PYTHONDONTWRITEBYTECODE": "1"}
-    command = [sys.executable, "-m", "swcompile.cli", "transform", "net.py", *SHAPE, "--force"]
-    with subprocess.Popen(command, cwd=project, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    command = [*COMMAND, "transform", "net.py", *SHAPE, "--force"]
+    with subprocess.Popen(
+        command, cwd=project, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
         assert process.stderr is not None
         for line in process.stderr:
             if line.startswith("ready"):
@@ -428,11 +435,32 @@ def test_an_interrupted_run_leaves_nothing_half_written(swcompile, project, when
     assert {path: path.read_bytes() for path in project.rglob("*") if path.is_file()} == before
 
 
+def test_an_interruption_at_any_moment_leaves_nothing_or_the_whole_result(project):
+    """Six moments of a run, one drawn from each sixth; the first blink of an eye belongs to Python's own start."""
+    arguments = ("transform", "net.py", *SHAPE, "--out", "new/deep/out")
+    begun = time.monotonic()
+    assert command_line(project, *arguments).returncode == 0
+    whole, lasts = listing(project), time.monotonic() - begun
+    shutil.rmtree(project / "new")
+    for sixth in range(6):
+        moment = max(0.3, (sixth + random.random()) / 6 * lasts)
+        with subprocess.Popen([*COMMAND, *arguments], cwd=project, env=environment(), stdout=-1, stderr=-1, text=True) as process:
+            time.sleep(moment)
+            process.send_signal(signal.SIGINT)
+            out, err = process.communicate(timeout=120)
+        if listing(project) == whole:  # it was done, though perhaps not with saying so
+            shutil.rmtree(project / "new")
+        else:
+            assert (process.returncode, out, listing(project)) == (130, "", {"net.py", "net_blocks.py"}), (moment, err)
+        assert "Traceback" not in err, moment
+
+
 def test_a_reader_that_has_seen_enough_is_no_error(project):
     """`swcompile check net.py | head -0`."""
-    env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "PYTHONDONTWRITEBYTECODE": "1"}
-    command = [sys.executable, "-m", "swcompile.cli", "check", "net.py", *SHAPE]
-    with subprocess.Popen(command, cwd=project, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    command = [*COMMAND, "check", "net.py", *SHAPE]
+    with subprocess.Popen(
+        command, cwd=project, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
         assert process.stdout is not None
         process.stdout.close()
         assert process.stderr is not None
