@@ -28,6 +28,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from swcompile.errors import NothingToDoError, SwnetError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from torch import Tensor, fx
 
     from swcompile.api import Analysis
@@ -273,19 +275,17 @@ def transform(
         begin("importing torch")
         from swcompile import api, plan, store, tables
 
-        store.check_target(out, force=force)
+        target = store.check_target(out, force=force)  # absolute, and the plan is read now: the user's file may change the folder
+        made = None if plan_file is None else plan.Plan.read(plan_file)
         begin("building the model")
         found, examples = _load(path, entry, inputs)
         begin("rewiring")
-        if plan_file is None:
-            rewired = api.transform(found.model, examples, **asked)
-        else:
-            rewired = api.apply(found.model, plan.Plan.read(plan_file), examples)
+        rewired = api.transform(found.model, examples, **asked) if made is None else api.apply(found.model, made, examples)
         if not api.ledger(rewired).changed:
             raise NothingToDoError(_unchanged(found.entry_name, api.ledger(rewired).notes))
         begin(f"writing {out}")
         figures = api.ledger(rewired).as_dict()
-        _write(out, found, rewired, _json(figures), force=force)
+        _write(target, found, rewired, _json(figures), force=force)
     document = {"out": out, "model": found.entry_name, "plan": api.record(rewired).plan.digest, "ledger": figures}
     notes = [(note["layer"], note["reason"]) for note in figures["notes"]]
     shown = [
@@ -316,7 +316,7 @@ def _refuse_options(asked: Mapping[str, Any]) -> None:
         raise click.UsageError(f"--plan says how the model is wired, and so does {flags}. Leave one of the two out.")
 
 
-def _write(out: str, found: ModelFile, rewired: fx.GraphModule, ledger: str, *, force: bool) -> None:
+def _write(out: Path, found: ModelFile, rewired: fx.GraphModule, ledger: str, *, force: bool) -> None:
     from swcompile import api, store
 
     copies = {f"source/{file.relative_to(found.root).as_posix()}": file.read_bytes() for file in found.sources}

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import inspect
+import os
 import sys
 import sysconfig
 import traceback
@@ -55,15 +56,16 @@ def load_model(path: str | Path, entry: str | None = None) -> ModelFile:
     several, or where building the model fails; the message then carries the user's own exception, file and line.
     """
     file = Path(path)
-    if file.suffix != ".py" or not file.is_file():
+    if file.suffix != ".py" or not os.path.isfile(file):  # which, unlike Path.is_file, takes any name
         raise SwnetError(f"There is no Python file {path}; name one that builds a model, such as model.py.")
-    root, name = _package_root(file.resolve())
+    file = file.resolve()  # now: what is run may change the working directory
+    root, name = _package_root(file)
     with _importing(root, name) as new_modules:
         module = _run(file, name)
         entry_name, made = _find(module, entry, file.name)
         model = _build(entry_name, made, file)
         inputs = _example_inputs(module, file)
-        sources = (file.resolve(), *(source for source in new_modules() if source != file.resolve()))
+        sources = (file, *(source for source in new_modules() if source != file))
     return ModelFile(model, inputs, entry_name, root, tuple(dict.fromkeys(sources)))
 
 
@@ -96,7 +98,7 @@ def check_shape(sizes: tuple[int, ...], dtype: str, what: str) -> Shape:
 
 def _package_root(file: Path) -> tuple[Path, str]:
     """Return the folder that imports start from and the dotted name of the file seen from there, as `import` would have it."""
-    root, names = file.parent, [] if file.stem == "__init__" else [file.stem]
+    root, names = file.parent, [] if file.stem == "__init__" else [file.stem.replace(".", "_")]
     while (root / "__init__.py").is_file() and root.parent != root:
         names.insert(0, root.name)
         root = root.parent
@@ -190,13 +192,20 @@ def _blaming(file: Path, when: str) -> Iterator[None]:
     """Turn whatever the user's code raises into a SwnetError with the exception and the user's file and line."""
     try:
         yield
-    except SwnetError:
+    except (SwnetError, KeyboardInterrupt):
         raise
-    except (Exception, SystemExit) as error:
+    except BaseException as error:  # SystemExit for one
         where = _where(error, file.resolve())
-        said = str(error).strip().splitlines()
+        said = _said(error)
         text = f"{type(error).__name__}: {said[0]}" if said else type(error).__name__
         raise SwnetError(f"{file.name} failed {when}, at {where}: {text[:300]}. Run `python {file.name}` to see more.") from error
+
+
+def _said(error: BaseException) -> list[str]:
+    try:
+        return str(error).strip().splitlines()
+    except Exception:  # it is the user's class
+        return []
 
 
 def _where(error: BaseException, file: Path) -> str:
@@ -227,9 +236,9 @@ def _find(module: ModuleType, entry: str | None, file: str) -> tuple[str, Any]:
 
 def _ranks(module: ModuleType) -> Iterator[dict[str, Any]]:
     """Yield the candidates of each rank, best first; one object under two names is one candidate."""
-    functions = {name: found for name in BUILDERS if callable(found := getattr(module, name, None))}
+    functions = {name: found for name in BUILDERS if callable(found := vars(module).get(name))}
     yield {name: found for place, (name, found) in enumerate(functions.items()) if found not in list(functions.values())[:place]}
-    yield {"model": module.model} if isinstance(getattr(module, "model", None), nn.Module) else {}
+    yield {"model": module.model} if isinstance(vars(module).get("model"), nn.Module) else {}
     yield {name: found for name, found in _classes(module).items() if not _needs(found)}
 
 
@@ -258,14 +267,15 @@ def _needs(call: Callable[..., object]) -> list[str]:
 
 def _alternatives(module: ModuleType) -> str:
     """Say what the file does hold, and what could be typed or written."""
-    instances = [name for name, found in vars(module).items() if isinstance(found, nn.Module)]
+    ready = [name for name, found in vars(module).items() if isinstance(found, nn.Module)]
+    ready += [name for name, found in _classes(module).items() if not _needs(found)]
     functions = [
         name
         for name, found in vars(module).items()
         if inspect.isfunction(found) and found.__module__ == module.__name__ and not _needs(found) and not name.startswith("_")
     ]
-    if instances or functions:
-        return f"If it is one of these, say so: {_entries([*instances, *functions])}."
+    if ready or functions:
+        return f"If it is one of these, say so: {_entries([*ready, *functions])}."
     classes = [f"{name} needs {', '.join(_needs(found))}" for name, found in _classes(module).items()]
     found = f"Found: class {'; class '.join(classes)}. " if classes else ""
     return f"{found}Write a function build_model() that returns the model."
@@ -276,7 +286,7 @@ def _entries(names: Sequence[str] | dict[str, Any]) -> str:
 
 
 def _named(module: ModuleType, entry: str, file: str) -> tuple[str, Any]:
-    found = getattr(module, entry, None)
+    found = vars(module).get(entry)
     if found is None:
         raise SwnetError(f"{file} defines nothing called {entry!r}. {_alternatives(module)}")
     if not callable(found):
@@ -302,7 +312,7 @@ def _build(name: str, found: Any, file: Path) -> nn.Module:
 
 
 def _example_inputs(module: ModuleType, file: Path) -> tuple[Tensor, ...] | None:
-    found = getattr(module, INPUTS, None)
+    found = vars(module).get(INPUTS)
     if callable(found):
         missing = _needs(found)
         if missing:

@@ -252,6 +252,16 @@ def test_the_files_own_example_inputs_and_entry_are_used(swcompile, project):
     assert manifest["example_inputs"] == [[[1, 3, 16, 16], "float32"]]
 
 
+def test_the_result_goes_where_it_was_asked_for_though_the_users_file_goes_elsewhere(swcompile, project):
+    (project / "elsewhere").mkdir()
+    assert swcompile("transform", "net.py", *SHAPE, "--out", "first").code == 0
+    (project / "net.py").write_text(NET + "\nimport os\nos.chdir('elsewhere')\n")
+    result = swcompile("transform", "net.py", *SHAPE, "--plan", "first/plan.json")
+    assert result.code == 0, result.err
+    assert listing(project / "out") == WRITTEN
+    assert listing(project / "elsewhere") == set()
+
+
 @pytest.mark.parametrize("command", ["transform", "analyze", "check"])
 def test_the_users_file_is_run_once(swcompile, project, command):
     """It may take minutes, fetch something, or forget its main guard."""

@@ -125,6 +125,10 @@ def test_a_failing_build_names_the_users_exception_file_and_line(write):
         ("x = (\n", r"at bad\.py:1: SyntaxError"),
         ("import torch\nimport no_such_package\n", r"at bad\.py:2: ModuleNotFoundError: No module named 'no_such_package'"),
         ("raise SystemExit(3)\n", r"at bad\.py:1: SystemExit: 3"),
+        ("raise GeneratorExit\n", r"at bad\.py:1: GeneratorExit"),
+        ("class E(Exception):\n    def __str__(self):\n        return 1 / 0\nraise E\n", r"at bad\.py:\d: E\. Run"),
+        ("from .sibling import x\n", r"at bad\.py:1: ImportError: attempted relative import"),
+        ("# coding: no-such\n", r"at bad\.py:\d: SyntaxError: unknown encoding"),
         ("\n\n1 / 0\n", r"at bad\.py:3: ZeroDivisionError: division by zero"),
     ],
 )
@@ -136,7 +140,26 @@ def test_a_file_that_cannot_be_imported_leaves_no_module(write, source, said):
     assert sys.path == path
 
 
-@pytest.mark.parametrize("name", ["missing.py", "folder.py", "notes.txt"])
+def test_names_of_any_kind(write):
+    for name in ("my.net.py", "my-net.py", "сеть.py", "class.py"):
+        assert width(load_model(write(NET, name))) == 4, name
+    file = write(
+        "from torch import nn\nclass Сеть(nn.Conv2d):\n    def __init__(self):\n        super().__init__(3, 5, 3)\n", "u.py"
+    )
+    assert load_model(file, "Сеть").model.out_channels == 5
+
+
+def test_a_file_that_makes_up_its_names_has_no_model(write):
+    with pytest.raises(SwnetError, match="holds no model to take"):
+        load_model(write("def __getattr__(name):\n    raise RuntimeError(name)\n", "made_up.py"))
+
+
+def test_a_wrong_entry_shows_the_class_that_there_is(write):
+    with pytest.raises(SwnetError, match=r"defines nothing called ''\. If it is one of these, say so: --entry Net\.$"):
+        load_model(write(NET), "")
+
+
+@pytest.mark.parametrize("name", ["missing.py", "folder.py", "notes.txt", "a\0b.py", "a" * 300 + ".py"])
 def test_what_is_no_python_file_is_refused(tmp_path, name):
     (tmp_path / "folder.py").mkdir()
     (tmp_path / "notes.txt").write_text("hello")
