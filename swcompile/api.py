@@ -137,7 +137,7 @@ def transform(
         min_in_degree=min_in_degree,
     )
     _check_budget(options, params, macs)
-    traced = _announced(trace(model, example_inputs))
+    traced = _announced(trace(_module(model), example_inputs))
     made = _decide(traced, options, params, macs)
     if not made.layers and (options.p != 0 or options.density < 1 or params is not None or macs is not None):
         raise NothingToDoError(_why_nothing(made))
@@ -183,13 +183,16 @@ def plan(
         min_in_degree=min_in_degree,
     )
     _check_budget(options, params, macs)
-    return _decide(_announced(trace_structure(model, example_inputs)), options, params, macs)
+    return _decide(_announced(trace_structure(_module(model), example_inputs)), options, params, macs)
 
 
 def apply(model: nn.Module, plan: Plan, example_inputs: object = None) -> RewiredModule:
     """Return a copy of `model` rewired as `plan` says; the plan is verified against the model first."""
-    traced = trace(model, example_inputs)
-    return _carry_out(traced, plan)
+    if not isinstance(plan, Plan):
+        raise SwnetError(
+            f"A {type(plan).__name__} was given as the plan; make one with swnet.plan(model), or read one with Plan.read."
+        )
+    return _carry_out(trace(_module(model), example_inputs), plan)
 
 
 def analyze(
@@ -223,7 +226,7 @@ def analyze(
     )
     if not isinstance(points, int) or not 2 <= points <= MAX_POINTS:
         raise SwnetError(f"points={points!r} were asked for; take a whole number from 2 to {MAX_POINTS:,} of values of p.")
-    traced = _announced(trace_structure(model, example_inputs))
+    traced = _announced(trace_structure(_module(model), example_inputs))
     curve = sweep(traced.graph, options, points)
     layers, notes = eligible(traced.graph, options)
     return Analysis(
@@ -272,9 +275,16 @@ def load(folder: str | Path, model: nn.Module) -> RewiredModule:
     """
     stored = store.read(folder)
     example = tuple(Spec(shape, dtype) for shape, dtype in stored.shapes)
-    module = _carry_out(trace(model, example), stored.plan)
+    module = _carry_out(trace(_module(model), example), stored.plan)
     store.fill(module, stored)
     return module
+
+
+def _module(model: object) -> nn.Module:
+    if not isinstance(model, nn.Module):
+        what = f"the class {model.__name__}" if isinstance(model, type) else f"a {type(model).__name__}"
+        raise SwnetError(f"The model that was given is {what}; pass an nn.Module that has been built, such as Net().")
+    return model
 
 
 def _check_budget(options: Options, params: int | None, macs: int | None) -> None:

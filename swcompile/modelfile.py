@@ -27,6 +27,7 @@ from swcompile.errors import SwnetError
 
 BUILDERS = ("build_model", "get_model")
 INPUTS = "example_inputs"
+QUANTIZED = (torch.qint8, torch.quint8, torch.qint32, torch.quint4x2, torch.quint2x4)
 MAX_ELEMENTS = 1 << 30
 """The largest example input: sizes on a command line or in a manifest may be typing errors."""
 
@@ -84,6 +85,8 @@ def check_shape(sizes: tuple[int, ...], dtype: str, what: str) -> Shape:
     found = getattr(torch, dtype, None)
     if not isinstance(found, torch.dtype):
         raise SwnetError(f"{what}: {dtype!r} is not a dtype; take float32, float64, bfloat16, int64 or another name of torch's.")
+    if found in QUANTIZED:
+        raise SwnetError(f"{what}: {dtype} is of quantized tensors, which cannot be traced; take float32, int64 or another dtype.")
     elements = 1
     for size in sizes:
         elements *= size

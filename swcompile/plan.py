@@ -262,17 +262,20 @@ class Plan:
     @staticmethod
     def read(path: str | Path) -> Plan:
         """Read a plan from a file of at most MAX_BYTES."""
+        if not isinstance(path, str | Path):
+            raise SwnetError(f"{path!r} was given as the name of a plan; name a plan.json that swcompile wrote.")
         file = Path(path)
         try:
             if file.stat().st_size > MAX_BYTES:
                 raise SwnetError(f"{file.name} is {file.stat().st_size:,} bytes; a plan has at most {MAX_BYTES:,}. {ALTERED}")
             return Plan.from_json(file.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise SwnetError(
-                f"The plan {file.name} cannot be read: {error.strerror}. Name a plan.json that swcompile wrote."
-            ) from error
         except UnicodeDecodeError as error:
             raise SwnetError(f"The plan {file.name} is not text in UTF-8. {ALTERED}") from error
+        except (OSError, ValueError) as error:  # ValueError: a name that no file can have
+            reason = getattr(error, "strerror", error)
+            raise SwnetError(
+                f"The plan {file.name or path} cannot be read: {reason}. Name a plan.json that swcompile wrote."
+            ) from error
 
 
 def _pack(mask: NDArray[np.bool_]) -> dict[str, Any]:
@@ -295,7 +298,7 @@ def parse(text: str, what: str) -> Any:
 
     try:
         return json.loads(text, parse_constant=refuse, object_pairs_hook=single)
-    except (ValueError, RecursionError) as error:
+    except (ValueError, TypeError, RecursionError) as error:  # TypeError: it is not even text
         raise SwnetError(f"{what} is not JSON ({error}). {ALTERED}") from error
 
 
@@ -439,6 +442,7 @@ def verify(plan: Plan, graph: LayerGraph) -> None:
         raise SwnetError(f"The plan wires a layer twice, {_most_common(names)}; one wiring a layer is allowed. {AGAIN}")
     for wiring in plan.layers:
         _verify_layer(wiring, graph, plan.options.conv_to_linear)
+    _verify_masks(plan)
     _verify_bypassed(plan, graph)
     _verify_counts(plan, graph)
     params, macs = promised_change(plan.layers, graph)
@@ -447,6 +451,17 @@ def verify(plan: Plan, graph: LayerGraph) -> None:
             f"The plan promises a change of {plan.promise.params:,} parameters and {plan.promise.macs:,} multiply-accumulates; "
             f"its wirings make it {params:,} and {macs:,}. The plan was altered. {AGAIN}"
         )
+
+
+def _verify_masks(plan: Plan) -> None:
+    needed = plan.options.wiring == "kernel"
+    for wiring in plan.layers:
+        if (wiring.mask is not None) is not needed:
+            found = "has no mask" if needed else "has a mask"
+            raise SwnetError(
+                f"In the plan, {wiring.layer} {found}; wiring={plan.options.wiring!r} gives one to "
+                f"{'every layer' if needed else 'no layer'}. {AGAIN}"
+            )
 
 
 def _verify_bypassed(plan: Plan, graph: LayerGraph) -> None:

@@ -6,6 +6,7 @@ SwnetErrors of the Python interface.
 
 from __future__ import annotations
 
+import base64
 import copy
 import json
 import re
@@ -206,6 +207,37 @@ def test_a_sweep_of_too_few_or_too_many_points(refused, points):
     assert f"points={points} were asked for; take a whole number from 2 to 1,000 of values of p." in said
 
 
+@pytest.mark.parametrize("dtype", ["qint8", "quint4x2"])
+def test_an_input_of_a_quantized_dtype(refused, dtype):
+    assert f"{dtype} is of quantized tensors, which cannot be traced; take float32" in refused(
+        "check", "net.py", "--input", f"1x3x8x8:{dtype}"
+    )
+
+
+# Arguments of the wrong kind
+
+
+@pytest.mark.parametrize(("given", "what"), [("net.py", "a str"), (None, "a NoneType"), (nn.ReLU, "the class ReLU")])
+def test_a_model_that_is_none(given, what, tmp_path):
+    for call in (swnet.transform, swnet.plan, swnet.analyze):
+        with pytest.raises(SwnetError, match=f"The model that was given is {what}; pass an nn.Module that has been built"):
+            call(given)
+
+
+@pytest.mark.parametrize("given", ["plan.json", {}, None, nn.ReLU()])
+def test_a_plan_of_the_wrong_kind(given):
+    with pytest.raises(SwnetError, match=rf"A {type(given).__name__} was given as the plan; make one with swnet\.plan\(model\)"):
+        swnet.apply(nn.ReLU(), given, torch.zeros(1, 3))
+    with pytest.raises(SwnetError, match="The plan is not JSON"):
+        Plan.from_json(given)
+
+
+@pytest.mark.parametrize("name", ["a\0b", "a" * 300, "", None, 0])
+def test_a_plan_by_a_name_that_is_none(name):
+    with pytest.raises(SwnetError, match=r"[Nn]ame a plan\.json that swcompile wrote\.$"):
+        Plan.read(name)
+
+
 # Models without memory
 
 
@@ -332,6 +364,16 @@ def test_a_plan_with_a_mask_of_a_billion_rows(document, refused_plan):
     width = sum(tap[2] - tap[1] for tap in wiring["taps"])
     wiring["mask"] = {"shape": [10**9, width], "bits": ""}
     assert "the mask of layers[0] has 0 bytes" in refused_plan(document)
+
+
+def test_masks_belong_to_wiring_kernel(document, refused_plan):
+    changed = copy.deepcopy(document)
+    changed["options"]["wiring"] = "kernel"
+    assert "has no mask; wiring='kernel' gives one to every layer. Make a new plan" in refused_plan(changed)
+    changed = copy.deepcopy(document)
+    bits = base64.b64encode(b"\xff" * 32).decode()
+    changed["layers"][0] |= {"mask": {"shape": [16, 16], "bits": bits}, "columns": []}
+    assert "has a mask; wiring='block' gives one to no layer. Make a new plan" in refused_plan(changed)
 
 
 def test_a_plan_larger_than_any(document, refused_plan, monkeypatch):
@@ -465,4 +507,5 @@ def test_an_output_folder_that_cannot_be_written(refused, monkeypatch):
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(Path, "mkdir", denied)
-    assert "The folder out cannot be written: Permission denied. Choose another one." in refused("transform", "net.py", *SHAPE)
+    said = refused("transform", "net.py", *SHAPE)
+    assert re.search(r"The folder \S*out cannot be written: Permission denied\. Choose another one\.", said)
