@@ -199,6 +199,27 @@ def test_every_parameter_that_had_a_gradient_has_one(name: str, options: dict[st
     assert all(bool(grad.isfinite().all()) for grad in ours.values() if grad is not None)
 
 
+EXTREMES: tuple[dict[str, Any], ...] = (
+    {"p": 1.0, "dead": "forbid"},
+    {"p": 1.0, "dead": "allow"},
+    {"p": 0.7, "density": 0.25},
+    {"p": 0.3, "density": 0.5, "block": "producer", "dead": "allow"},
+)
+
+
+@pytest.mark.parametrize("name", ["vit", "mobilenet_v2", "unet_upsample", "googlenet", "densenet", "convnext"])
+@pytest.mark.parametrize("options", EXTREMES, ids=str)
+def test_no_parameter_loses_its_gradient_however_much_moves(name: str, options: dict[str, Any]) -> None:
+    model, x = build(name)
+    try:
+        rewired = rewire(name, **options)
+    except NothingToDoError:
+        return
+    _, gradients = run(model.train(), x)
+    _, ours = run(rewired.train(), x)
+    assert [key for key, grad in gradients.items() if grad is not None and ours[key] is None] == []
+
+
 @everywhere
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 def test_the_argument_is_left_as_it_was(name: str, training: bool) -> None:

@@ -19,10 +19,12 @@ from numpy.typing import NDArray
 
 from swcompile.graph import LayerGraph, Tap
 from swcompile.plan import LayerWiring, Note, Options, Plan, Promise, promised_change
+from swcompile.wiring.alive import Watch, live_layers
 from swcompile.wiring.apportion import apportion
-from swcompile.wiring.blocks import Atlas, Maps, Piece
+from swcompile.wiring.blocks import Atlas, Maps
 from swcompile.wiring.draw import Draw
-from swcompile.wiring.eligible import Site, find_sites
+from swcompile.wiring.eligible import Site, find_sites, without_far
+from swcompile.wiring.prune import Pruning
 from swcompile.wiring.readers import Readers, tally
 from swcompile.wiring.repair import Move, Repair
 from swcompile.wiring.sources import draw_pieces, fill, weights_of
@@ -63,8 +65,14 @@ class BlockWiring:
         self.graph, self.options = graph, options
         self.atlas = Atlas(graph)
         self.sites, self.notes = find_sites(self.atlas, options)
+        changeable = {site.layer.name for site in self.sites}
+        live = live_layers(graph)
+        self.fixed = [layer for layer in graph.layers if layer.name in live and layer.name not in changeable]
+        self.watch = Watch(self.atlas, [site.layer for site in self.sites], self.fixed)
         self.before = self._readers_before()
         self.kept = self._keep()
+        if options.density < 1:
+            self.sites = [without_far(self.atlas, site, kept.slots) for site, kept in zip(self.sites, self.kept, strict=True)]
         self.needed = self.before.needed if options.density == 1 else self.before.count > 0
         self.direct = tally(self.atlas, self._pieces_at_zero())
 
@@ -87,12 +95,10 @@ class BlockWiring:
         return Readers(self.atlas, tally(self.atlas, [*own, *self._fixed_maps()]))
 
     def _fixed_maps(self) -> list[Maps]:
-        """Return what sinks and the layers that stay as they are read."""
-        sites = {site.layer.name for site in self.sites}
+        """Return what sinks and the layers that stay as they are read; a layer that nobody reads does not count."""
         maps: list[Maps] = [(self.atlas.span(run),) for run in self.graph.sinks]
-        for layer in self.graph.layers:
-            if layer.name not in sites:
-                maps += [(self.atlas.span(run),) for run in self.graph.feature_by_name[layer.feature].runs]
+        for layer in self.fixed:
+            maps += [(self.atlas.span(run),) for run in self.graph.feature_by_name[layer.feature].runs]
         return maps
 
     def _pieces_at_zero(self) -> list[Maps]:
@@ -105,26 +111,21 @@ class BlockWiring:
         """Choose the slots that each site keeps: all at density 1, else the nearest ones, the most read dropped first."""
         groups = [site.layer.groups for site in self.sites]
         counts = apportion(self.options.density, [len(site.slots) for site in self.sites], groups, least=1)
-        depth = _depths(self.graph) if self.options.density < 1 else []
-        return [self._keep_in(site, count, depth) for site, count in zip(self.sites, counts, strict=True)]
+        if self.options.density == 1:
+            return [self._keep_all(site) for site in self.sites]
+        pruning = Pruning(self.atlas, self.sites, self.before, self.watch, self.fixed)
+        kept: list[Kept] = []
+        for site, count in zip(self.sites, counts, strict=True):
+            draw = Draw(self.options.seed, site.layer.name)
+            order = [draw.shuffled(slots) for slots in site.by_group]
+            kept.append(Kept(tuple(pruning.keep(site, order, count // site.layer.groups))))
+            if kept[-1].count > count:
+                self.notes.append(Note(site.layer.name, _STAYS.format(kept[-1].count - count, self.options.density)))
+        return kept
 
-    def _keep_in(self, site: Site, count: int, depth: Sequence[int]) -> Kept:
+    def _keep_all(self, site: Site) -> Kept:
         draw = Draw(self.options.seed, site.layer.name)
-        each = count // site.layer.groups
-        groups: list[tuple[int, ...]] = []
-        for group in range(site.layer.groups):
-            order = draw.shuffled(range(group * site.per_group, (group + 1) * site.per_group))
-            if self.options.density < 1:
-                order.sort(key=lambda slot: self._far_and_read(site.slots[slot], depth))
-            for slot in order[each:]:
-                self.before.drop(site.slots[slot].maps)
-            groups.append(tuple(order[:each]))
-        return Kept(tuple(groups))
-
-    def _far_and_read(self, slot: Piece, depth: Sequence[int]) -> tuple[int, int]:
-        producers = {self.atlas.producer(low) for low, _ in slot.maps}
-        readers = min(int(self.before.count[low:high].min()) for low, high in slot.maps)
-        return -max(depth[producer] for producer in producers), readers
+        return Kept(tuple(tuple(draw.shuffled(slots)) for slots in site.by_group))
 
     def _draw(self, wanted: Sequence[int]) -> list[Move]:
         """Draw what the moved slots of each site read, as far as there is anything to read."""
@@ -166,18 +167,22 @@ class BlockWiring:
             repair = self._repair(drawn)
             repair.hand_over(last_first=True)
             most = len(drawn) if self.options.dead == "forbid" else len(drawn) * 3 // 4
-            if repair.forbid(exchange=self.options.density == 1, most=most):
-                return repair.moves, repair.readers, False
+            while repair.forbid(exchange=self.options.density == 1, most=most):
+                if not repair.revive(strict=True):
+                    return repair.moves, repair.readers, False
         repair = self._repair(drawn)
         repair.hand_over(last_first=False)
+        repair.revive(strict=False)
         return repair.moves, repair.readers, True
 
     def _repair(self, drawn: Sequence[Move]) -> Repair:
-        moves = [Move(move.site, move.slot, list(move.pieces)) for move in drawn]
+        moves = [replace(move, pieces=list(move.pieces)) for move in drawn]
         taken = tally(self.atlas, [piece.maps for move in moves for piece in move.pieces])
         given = tally(self.atlas, [self.sites[move.site].slots[move.slot].maps for move in moves])
         readers = Readers(self.atlas, self.direct + taken - given, self.needed)
-        return Repair(self.atlas, self.sites, moves, readers, Draw(self.options.seed, " repair"), self.options.reach)
+        kept = [kept.slots for kept in self.kept]
+        draw = Draw(self.options.seed, " repair")
+        return Repair(self.atlas, self.sites, kept, moves, readers, self.watch, draw, self.options.reach)
 
     def _wirings(self, moves: Sequence[Move]) -> list[LayerWiring]:
         by_site: list[dict[int, Move]] = [{} for _ in self.sites]
@@ -230,6 +235,8 @@ class BlockWiring:
         return notes
 
 
+_STAYS = "{} more blocks stay than density {:g} asks for: a layer would have had no reader left"
+
 _WHY_DEAD = {
     "allow": "later layers have no slot left for them (dead='forbid' moves fewer blocks instead)",
     "auto": "most maps have a single reader, so that a long tap leaves one block behind it unread "
@@ -246,18 +253,3 @@ def _joined(parts: Sequence[tuple[int, int, int]]) -> list[tuple[int, int, int]]
         else:
             merged.append((feature, start, stop))
     return merged
-
-
-def _depths(graph: LayerGraph) -> list[int]:
-    """Return how many layers the longest path from the input to each producer has.
-
-    A dense block reads all of its maps directly, so that the shortest path cannot tell the near from the far: this can.
-    """
-    by_producer = {layer.producer: layer for layer in graph.layers}
-    depth: list[int] = []
-    for index, producer in enumerate(graph.producers):
-        layer = by_producer.get(index)
-        parts = (graph.feature_by_name[layer.feature].runs,) if layer is not None else producer.parts
-        below = max((depth[run.producer] for part in parts for run in part), default=0)
-        depth.append(below + (layer is not None))
-    return depth

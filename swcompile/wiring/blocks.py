@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from itertools import accumulate
 from typing import NamedTuple
 
@@ -125,6 +126,28 @@ class Atlas:
                 start=middle, maps=((low + width, high),)
             )
         return self.piece(piece.feature, piece.start, middle), self.piece(piece.feature, middle, piece.stop)
+
+    @cached_property
+    def _parents(self) -> dict[int, list[tuple[int, Run]]]:
+        """For each producer the sums that it is part of, and as which of their channels."""
+        found: dict[int, list[tuple[int, Run]]] = {}
+        for index, producer in enumerate(self.graph.producers):
+            for run in (run for part in producer.parts for run in part) if producer.kind == "sum" else ():
+                found.setdefault(run.producer, []).append((index, run))
+        return found
+
+    def sums_of(self, low: int, high: int) -> list[tuple[int, int]]:
+        """Return the ranges of maps that are sums of maps [low, high) of one producer and others."""
+        producer = self.producer(low)
+        found: list[tuple[int, int]] = []
+        for index, run in self._parents.get(producer, ()):
+            first, last = self.span(run)
+            if first < high and low < last:
+                start = self.offsets[index] + run.start
+                found.append(
+                    (start + max(low - first, 0), start + min(high, last) - first) if run.step else (start, start + run.width)
+                )
+        return found
 
     def _collect(self, kind: Kind, indices: Sequence[int]) -> None:
         """List the maps of one kind where they first appear, and every resolution at which they can be had.

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from swcompile.errors import SwnetError
-from swcompile.graph import Layer, LayerGraph, slice_runs
+from swcompile.graph import Feature, Layer, LayerGraph, slice_runs
 from swcompile.plan import Note, Options
+from swcompile.wiring.alive import live_layers
+from swcompile.wiring.ancestry import depths, upstream
 from swcompile.wiring.blocks import WHOLE, Atlas, Catalogue, Kind, Piece, block_size, kind_of
 
 
@@ -20,7 +22,8 @@ class Site:
     """A layer that may be changed: its slots, and the pieces of a catalogue that it may read instead.
 
     Candidates are the first `available` pieces of the catalogue but for `barred` ones, which hold maps that the layer reads in
-    its own input; `room` is how many channels they have. `own` are the maps of that input, as ascending borders.
+    its own input; `room` is how many channels they have. `own` are the maps of that input, as ascending borders. `far` is, below
+    density 1, the distance of each producer that other parts of the input were computed from, as in a dense block.
     """
 
     layer: Layer
@@ -31,6 +34,7 @@ class Site:
     barred: NDArray[np.int64] = field(repr=False)
     room: int
     own: tuple[int, ...] = field(repr=False)
+    far: Mapping[int, int] = field(default_factory=dict, repr=False)
 
     @property
     def candidates(self) -> int:
@@ -39,6 +43,11 @@ class Site:
     @property
     def per_group(self) -> int:
         return len(self.slots) // self.layer.groups
+
+    @property
+    def by_group(self) -> list[range]:
+        """The slots of each group."""
+        return [range(start, start + self.per_group) for start in range(0, len(self.slots), self.per_group)]
 
     def owns(self, low: int, high: int) -> bool:
         """Return whether any of the maps [low, high) is in the layer's own input."""
@@ -61,6 +70,8 @@ def find_sites(atlas: Atlas, options: Options) -> tuple[list[Site], list[Note]]:
     notes: list[Note] = []
     catalogues: dict[tuple[Kind, int], Catalogue] = {}
     narrow: list[Layer] = []
+    live = live_layers(atlas.graph)
+    distance = _Distance(atlas) if options.density < 1 else None
     for layer in atlas.graph.layers:
         reason = _structural(layer, atlas.graph, options)
         size = block_size(layer, options.block)
@@ -68,12 +79,14 @@ def find_sites(atlas: Atlas, options: Options) -> tuple[list[Site], list[Note]]:
         if reason is None and (size is None or len(slots) < 2):
             reason = _too_narrow(layer, options.block, size)
             narrow.append(layer)
-        if reason is None and not _has_earlier(atlas, layer):
+        if reason is None and layer.name not in live:
+            reason = "nothing reads its output, so what it read in place of others would be lost"
+        if reason is None and _is_stem(atlas, layer, options):
             reason = "the stem: there is no earlier feature that it could read"
         if reason is None:
             assert size is not None
-            site = _site(atlas, layer, slots, size, catalogues)
-            reason = _no_candidate(site)
+            site = _site(atlas, layer, slots, size, catalogues, distance)
+            reason = _no_candidate(site) if options.density == 1 else None
         if reason is None:
             sites.append(site)
         else:
@@ -93,6 +106,19 @@ def _structural(layer: Layer, graph: LayerGraph, options: Options) -> str | None
         return "it works at 1x1 resolution, as gates and pooled vectors do"
     if layer.name in graph.heads and not options.head:
         return "a head: nothing reads its output further on (head=True includes it)"
+    return _behind_opaque(graph, feature)
+
+
+def _behind_opaque(graph: LayerGraph, feature: Feature) -> str | None:
+    """Return the operation that the layer's channels cannot be followed through: its neighbourhood is left as it is.
+
+    Reading something else in place of a channel without origin would compute, but nobody could say how far the link reaches.
+    """
+    for run in feature.runs:
+        made = graph.producers[run.producer]
+        if made.kind == "opaque":
+            known = next((f"{name}, {where}" for name, where in graph.opaque if name.split(" (")[0] == made.name), made.name)
+            return f"behind an operation that channels cannot be followed through ({known})"
     return None
 
 
@@ -121,7 +147,32 @@ def _refuse_block(block: int, narrow: Iterable[Layer]) -> None:
     )
 
 
-def _site(atlas: Atlas, layer: Layer, slots: tuple[Piece, ...], size: int, catalogues: dict[tuple[Kind, int], Catalogue]) -> Site:
+class _Distance:
+    """How far the slots of a layer's own input are from it, where it reads both a map and what was computed from that map."""
+
+    def __init__(self, atlas: Atlas) -> None:
+        self.atlas = atlas
+        self.depth = depths(atlas.graph)
+        self.before = upstream(atlas.graph)
+
+    def far(self, layer: Layer) -> dict[int, int]:
+        """Return the distance of each producer that is not among the nearest: one more for each layer between."""
+        own = sorted({run.producer for run in self.atlas.graph.feature_by_name[layer.feature].runs})
+        behind = 0
+        for producer in own if len(own) > 1 else ():
+            behind |= self.before[producer]
+        nearest = max(self.depth[producer] for producer in own)
+        return {producer: 1 + max(1, nearest - self.depth[producer]) for producer in own if behind >> producer & 1}
+
+
+def _site(
+    atlas: Atlas,
+    layer: Layer,
+    slots: tuple[Piece, ...],
+    size: int,
+    catalogues: dict[tuple[Kind, int], Catalogue],
+    distance: _Distance | None,
+) -> Site:
     feature = atlas.graph.feature_by_name[layer.feature]
     kind = kind_of(feature)
     if (kind, size) not in catalogues:
@@ -131,7 +182,20 @@ def _site(atlas: Atlas, layer: Layer, slots: tuple[Piece, ...], size: int, catal
     available = catalogue.available(layer.reads_at)
     barred = catalogue.holding(spans, available)
     room = int(catalogue.total[available] - catalogue.widths[barred].sum())
-    return Site(layer, kind, slots, catalogue, available, barred, room, _merged(spans))
+    far = distance.far(layer) if distance is not None else {}
+    return Site(layer, kind, slots, catalogue, available, barred, room, _merged(spans), far)
+
+
+def without_far(atlas: Atlas, site: Site, kept: Sequence[int]) -> Site:
+    """Return the site with the far maps that it no longer reads among its candidates: earlier maps like all others."""
+    if not site.far:
+        return site
+    spans = [atlas.span(run) for run in atlas.graph.feature_by_name[site.layer.feature].runs]
+    own = [span for span in spans if atlas.producer(span[0]) not in site.far]
+    own += [span for slot in kept for span in site.slots[slot].maps]
+    barred = site.catalogue.holding(own, site.available)
+    room = int(site.catalogue.total[site.available] - site.catalogue.widths[barred].sum())
+    return replace(site, barred=barred, room=room, own=_merged(own))
 
 
 def _merged(spans: Iterable[tuple[int, int]]) -> tuple[int, ...]:
@@ -142,6 +206,14 @@ def _merged(spans: Iterable[tuple[int, int]]) -> tuple[int, ...]:
         else:
             merged += [low, high]
     return tuple(merged)
+
+
+def _is_stem(atlas: Atlas, layer: Layer, options: Options) -> bool:
+    """Return whether a layer reads the network's input alone, or at density 1, where there is nothing but to move, no other."""
+    if options.density < 1:
+        runs = atlas.graph.feature_by_name[layer.feature].runs
+        return all(atlas.graph.producers[run.producer].kind == "input" for run in runs)
+    return not _has_earlier(atlas, layer)
 
 
 def _has_earlier(atlas: Atlas, layer: Layer) -> bool:
@@ -156,5 +228,5 @@ def _no_candidate(site: Site) -> str | None:
     if site.room >= min(slot.width for slot in site.slots) * site.layer.groups:
         return None
     if site.room == 0:
-        return "no earlier feature that it could read holds other maps than its own input"
+        return "no earlier feature that it could read holds other maps than its own input (density below 1 would prune it)"
     return f"the earlier features that it could read have {site.room} other channels, too few for one block"

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from swcompile.graph import Layer, LayerGraph, Producer, Run, join_runs
+from swcompile.wiring.ancestry import depths, upstream
 
 
 def without_skips(graph: LayerGraph) -> tuple[LayerGraph, tuple[tuple[str, int], ...]]:
@@ -16,7 +17,7 @@ def without_skips(graph: LayerGraph) -> tuple[LayerGraph, tuple[tuple[str, int],
     The addend with the longest layer path stays, the first of equals: y = f(x) + x becomes y = f(x). Producers, features and
     layers keep their names and places; a sum stays as a producer that nobody reads.
     """
-    depth = _depths(graph)
+    depth = depths(graph)
     producers = list(graph.producers)
     bypassed = []
     for place, made in enumerate(graph.producers):
@@ -30,17 +31,6 @@ def without_skips(graph: LayerGraph) -> tuple[LayerGraph, tuple[tuple[str, int],
 
 def _depth(depth: list[int], runs: tuple[Run, ...]) -> int:
     return max((depth[run.producer] for run in runs), default=0)
-
-
-def _depths(graph: LayerGraph) -> list[int]:
-    """Return how many layers lie on the longest path from an input to each producer, its own layer counted."""
-    by_producer = {layer.producer: layer for layer in graph.layers}
-    depth: list[int] = []
-    for place, made in enumerate(graph.producers):
-        layer = by_producer.get(place)
-        parts = (graph.feature_by_name[layer.feature].runs,) if layer is not None else made.parts
-        depth.append(max((_depth(depth, part) for part in parts), default=0) + (layer is not None))
-    return depth
 
 
 def _seen_through(graph: LayerGraph) -> LayerGraph:
@@ -91,30 +81,16 @@ def without_dense_links(graph: LayerGraph) -> dict[str, NDArray[np.bool_]]:
     Inside a dense block that leaves the piece made last: cat(x, f(x), g(x, f(x))) is read as g alone. Parallel branches, as in
     an Inception block, are no dense links of each other and stay.
     """
-    upstream = _upstream(graph)
-    return {layer.name: _last_pieces(graph, layer, upstream) for layer in graph.layers}
+    before = upstream(graph)
+    return {layer.name: _last_pieces(graph, layer, before) for layer in graph.layers}
 
 
-def _last_pieces(graph: LayerGraph, layer: Layer, upstream: list[int]) -> NDArray[np.bool_]:
+def _last_pieces(graph: LayerGraph, layer: Layer, before: list[int]) -> NDArray[np.bool_]:
     runs = graph.feature_by_name[layer.feature].runs
     behind = 0
     for producer in {run.producer for run in runs}:
-        behind |= upstream[producer]
+        behind |= before[producer]
     kept = np.ones(layer.in_channels, bool)
     for run in runs:
         kept[run.start : run.stop] = not behind >> run.producer & 1
     return kept
-
-
-def _upstream(graph: LayerGraph) -> list[int]:
-    """Return for each producer the others that it was computed from, as bits of an integer."""
-    by_producer = {layer.producer: layer for layer in graph.layers}
-    upstream: list[int] = []
-    for place, made in enumerate(graph.producers):
-        layer = by_producer.get(place)
-        parts = (graph.feature_by_name[layer.feature].runs,) if layer is not None else made.parts
-        bits = 0
-        for producer in {run.producer for part in parts for run in part}:
-            bits |= upstream[producer] | 1 << producer
-        upstream.append(bits)
-    return upstream

@@ -2,7 +2,8 @@
 
 Three remedies, in this order. *Hand over*: a moved slot further on reads the lost map instead of one that others read too.
 *Exchange*: the layer gives up another of its own blocks, one that others read, and keeps this one. *Undo*: the block goes back
-into its slot, and the network has one moved block less. The first alone is used where dead channels are allowed.
+into its slot, and the network has one moved block less. Where dead channels are allowed, the first alone is used, and the last
+for a layer, norm or gate that would be left without any reader: no parameter loses its gradient altogether (alive).
 
 Where none may stay dead, lost maps are handed over from the last layer to the first: the slots that can take a map are those
 behind it, nested sets, so whoever has the fewest choices comes first and no slot is wasted. Which slot takes it is drawn.
@@ -16,11 +17,13 @@ So where dead channels are allowed, lost maps are handed over in random order: f
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import NDArray
 
+from swcompile.wiring.alive import Read, Watch
 from swcompile.wiring.blocks import Atlas, Kind, Maps, Piece
 from swcompile.wiring.draw import Draw
 from swcompile.wiring.eligible import Site
@@ -67,10 +70,20 @@ class Repair:
     """The state of a repair: moves and readers, both changed in place."""
 
     def __init__(
-        self, atlas: Atlas, sites: Sequence[Site], moves: Sequence[Move], readers: Readers, draw: Draw, reach: str
+        self,
+        atlas: Atlas,
+        sites: Sequence[Site],
+        kept: Sequence[Sequence[int]],
+        moves: Sequence[Move],
+        readers: Readers,
+        watch: Watch,
+        draw: Draw,
+        reach: str,
     ) -> None:
-        self.atlas, self.sites, self.readers, self.draw, self.reach = atlas, sites, readers, draw, reach
+        self.atlas, self.sites, self.kept, self.readers, self.watch = atlas, sites, kept, readers, watch
+        self.draw, self.reach = draw, reach
         self.moves = list(moves)
+        self.undone = 0
         self.by_site: dict[int, list[Move]] = {}
         for move in self.moves:
             self.by_site.setdefault(move.site, []).append(move)
@@ -100,7 +113,8 @@ class Repair:
     def forbid(self, *, exchange: bool, most: int) -> bool:
         """Exchange or undo moves, until no map is without a reader that had one.
 
-        Returns False, with the work half done, where more than `most` moves would have to be undone.
+        Returns False, with the work half done, where more than `most` moves would have to be undone, those of earlier calls
+        counted.
         """
         homes: dict[int, list[Move]] = {}
         for move in self.moves:
@@ -109,18 +123,126 @@ class Repair:
         queue = [self.moves[place] for place in places]
         queue.sort(key=lambda move: self.sites[move.site].layer.reads_at)
         self.readers.died.clear()
-        undone: set[int] = set()
         while queue:
             move = queue.pop()
-            if id(move) in undone or not self._lost(self.home(move).maps):
+            if not move.pieces or not self._lost(self.home(move).maps):
                 continue
             if not self._rescue(move) and not (exchange and self._exchange(move, homes)):
-                undone.update(id(other) for other in self._undo(move))
-            if len(undone) > most:
+                self._undo(move)
+            if self.undone > most:
                 return False
             queue.extend(self._bereft(homes))
-        self.moves = [move for move in self.moves if id(move) not in undone]
+        self.moves = [move for move in self.moves if move.pieces]
         return True
+
+    def revive(self, *, strict: bool) -> bool:
+        """Undo moves until whatever makes or changes maps has a reader again (see swcompile.wiring.alive).
+
+        With `strict` that holds for each map behind a gate, not for one of them. Returns whether a move was undone.
+        """
+        before = self.undone
+        while True:
+            done = self.undone
+            self._revive_producers()
+            self._revive_features()
+            if self.watch.gated:
+                self._revive_gates(strict)
+            if self.undone == done:
+                self.moves = [move for move in self.moves if move.pieces]
+                return done > before
+
+    def reads(self, *, moved: bool = True) -> Iterator[Read]:
+        """Yield what the sites read in each slot that they keep; their own blocks throughout where `moved` is False."""
+        for place, (site, kept) in enumerate(zip(self.sites, self.kept, strict=True)):
+            moves = {move.slot: move for move in self.by_site.get(place, ())} if moved else {}
+            yield from (site.slots[slot][:3] for slot in kept if slot not in moves)
+            for move in moves.values():
+                yield from (self.view(move, piece) for piece in move.pieces)
+
+    def view(self, move: Move, piece: Piece) -> Read:
+        """Return the feature and columns through which a moved slot reads a piece."""
+        site = self.sites[move.site]
+        return self.atlas.best_view(piece, site.kind, site.layer)
+
+    def _revive_producers(self) -> None:
+        """Give each producer that had a reader at least one again, later ones first: a sum that is read has its parts read."""
+        needed, alive = (self._by_producer(maps) for maps in (self.readers.needed, self.readers.count > 0))
+        starved = np.flatnonzero((needed > 0) & (alive == 0)).tolist()
+        if not starved:
+            return
+        homes: dict[int, list[Move]] = {}
+        for move in self.moves:
+            self._index(move, homes)
+        for producer in reversed(starved):
+            low, high = self.atlas.offsets[producer], self.atlas.offsets[producer + 1]
+            if not self.readers.count[low:high].any():
+                self._return_one(self._holding(low, high, homes))
+
+    def _by_producer(self, maps: NDArray[np.bool_]) -> NDArray[np.int64]:
+        total = np.concatenate([[0], np.cumsum(maps, dtype=np.int64)])[self.atlas.offsets]
+        return np.diff(total)
+
+    def _holding(self, low: int, high: int, homes: dict[int, list[Move]]) -> list[Move]:
+        """Return the moves whose own blocks hold maps of [low, high), or sums of them where there are none."""
+        spans = [(low, high)]
+        while spans:
+            found = [
+                move
+                for low, high in spans
+                for move in homes.get(self.atlas.producer(low), ())
+                if move.pieces and any(start < high and low < stop for start, stop in self.home(move).maps)
+            ]
+            if found:
+                return found
+            spans = [above for low, high in spans for above in self.atlas.sums_of(low, high)]
+        return []
+
+    def _revive_features(self) -> None:
+        """Give each feature that had a layer to read it one again."""
+        starved = self.watch.features - {read[0] for read in self.reads()}
+        homes: dict[int, list[Move]] = {feature: [] for feature in starved}
+        for move in self.moves if starved else ():
+            if move.pieces and (feature := self.home(move).feature) in homes:
+                homes[feature].append(move)
+        for feature in sorted(starved):
+            self._return_one(homes[feature])
+
+    def _revive_gates(self, strict: bool) -> None:
+        """Give the maps behind a gate a reader behind it again: each of them, or one for each producer."""
+        had, has = self.watch.behind(self.reads(moved=False)), self.watch.behind(self.reads())
+        lost = had & ~has
+        wanted = lost & self.watch.whole if strict else np.zeros_like(lost)
+        none_left = (self._by_producer(had) > 0) & (self._by_producer(has) == 0)
+        starved = set(np.flatnonzero(none_left).tolist())
+        if not starved and not wanted.any():
+            return
+        homes: dict[int, list[Move]] = {}
+        for move in self.moves:
+            if move.pieces:
+                self._index(move, homes)
+        for producer in sorted({*starved, *(self.atlas.producer(channel) for channel in np.flatnonzero(wanted).tolist())}):
+            low, high = self.atlas.offsets[producer], self.atlas.offsets[producer + 1]
+            behind = [move for move in homes.get(producer, ()) if self._reads_any(move, lost)]
+            if wanted[low:high].any():
+                for move in behind:
+                    if move.pieces and self._reads_any(move, wanted):
+                        for start, stop in self.home(move).maps:
+                            wanted[start:stop] = False
+                        self._undo(move)
+            elif producer in starved:
+                self._return_one(behind)
+
+    def _reads_any(self, move: Move, maps: NDArray[np.bool_]) -> bool:
+        """Return whether the own block of a move holds any of the marked maps, and reads them behind their gates."""
+        position = self.atlas.graph.features[self.home(move).feature].position
+        return any(bool((maps[low:high] & (self.watch.gate[low:high] < position)).any()) for low, high in self.home(move).maps)
+
+    def _return_one(self, moves: Iterable[Move]) -> None:
+        """Undo one of the moves, one whose pieces others read as well if there is any."""
+        order = self.draw.shuffled([move for move in moves if move.pieces])
+        assert order, "whatever had a reader and lost it has moves that took it away"
+        harmless = (move for move in order[:TRIES] if all(self.readers.spare(piece.maps) for piece in move.pieces))
+        self._undo(next(harmless, order[0]))
 
     def _index(self, move: Move, homes: dict[int, list[Move]]) -> None:
         for producer in {self.atlas.producer(low) for low, _ in self.home(move).maps}:
@@ -238,7 +360,7 @@ class Repair:
                 return True
         return False
 
-    def _undo(self, move: Move) -> list[Move]:
+    def _undo(self, move: Move) -> None:
         """Put a block back into its slot, and in a grouped layer one in every other group too."""
         site = self.sites[move.site]
         present = self.by_site[move.site]
@@ -252,4 +374,4 @@ class Repair:
                 self.readers.drop(piece.maps)
             other.pieces = []
             present.remove(other)
-        return undone
+        self.undone += len(undone)

@@ -21,8 +21,11 @@ def weights_of(site: Site, reach: str, distance: NDArray[np.int32] | None) -> ND
     if reach == "uniform":
         return None
     assert distance is not None
-    steps = distance[site.catalogue.producers[: site.available]].astype(np.float64)
+    producers = site.catalogue.producers[: site.available]
+    steps = distance[producers].astype(np.float64)
     steps[steps >= UNREACHABLE] = ASIDE
+    for producer, inside in site.far.items():
+        steps[producers == producer] = inside
     steps = np.maximum(steps, 1.0)
     weights = 1.0 / (steps * steps) if reach == "near" else steps
     weights[site.barred] = 0.0

@@ -15,18 +15,34 @@ class Net:
         self.size = size
         self.count = 0
         self.image = self.build.input("x", channels)
+        self.mark: dict[Value, str] = {}
 
     def conv(self, value: Value, out: int, *, kernel: int = 3, stride: int = 1, groups: int = 1, tag: str = "") -> Value:
         """Read a value (shared names for equal values at one size) and return the layer's output."""
         self.count += 1
         key = (
             "f" + "_".join(f"{run.producer}.{run.first}.{run.width}.{run.step}" for run in value[:4]) + f"_{len(value)}_{self.size}"
-        )
+        ) + self.mark.get(value, "")
         feature = self.build.feature(key, value, (1, value[-1].stop, self.size, self.size))
         self.size //= stride
         return self.build.layer(
             f"conv{self.count}{tag}", feature, out, kernel_size=(kernel, kernel), groups=groups, positions=self.size**2
         )
+
+    def norm(self, value: Value) -> Value:
+        """Put a norm behind a value: the same channels as another feature."""
+        self.count += 1
+        self.mark[value] = f"_norm{self.count}"
+        return value
+
+    def gate(self, value: Value) -> Value:
+        """Squeeze and excite: from now on the value is read behind the gate, whose producer the feature's name tells."""
+        size, self.size = self.size, 1
+        gate = self.conv(self.conv(value, 4, kernel=1), value[-1].stop, kernel=1, tag="gate")
+        self.size = size
+        self.build.sink(gate)
+        self.mark[value] = f"_gated{gate[0].producer}"
+        return value
 
     def linear(self, value: Value, out: int, tag: str = "") -> Value:
         self.count += 1
@@ -118,6 +134,42 @@ def unet(width: int = 32, depth: int = 3) -> LayerGraph:
         value = net.conv(net.build.cat(skips[level], value), width << level)
         value = net.conv(value, width << level)
     return net.finish(net.conv(value, 2, kernel=1))
+
+
+def gated(depth: int = 6, width: int = 32) -> LayerGraph:
+    """Inverted residuals with squeeze-excite gates, as in MobileNetV3: depthwise convolutions, gates, sums."""
+    net = Net("gated")
+    value = net.conv(net.image, width)
+    for block in range(depth):
+        wide = net.conv(net.conv(value, 2 * width, kernel=1), 2 * width, groups=2 * width)
+        value = net.build.add(f"add{block}", value, net.conv(net.gate(wide), width, kernel=1))
+    return net.finish(net.linear(value, 10))
+
+
+def transformer(depth: int = 4, width: int = 32) -> LayerGraph:
+    """Encoders of tokens with a norm in front of each branch; attention is an opaque operation."""
+    net = Net("transformer", 16)
+    value = net.conv(net.image, width)
+    for block in range(depth):
+        for branch in ("attention", "mlp"):
+            hidden = net.conv(net.norm(value), 3 * width if branch == "attention" else 2 * width, kernel=1, tag=branch)
+            if branch == "attention":
+                net.build.sink(hidden)
+                hidden = net.build.produce(f"attention{block}", "opaque", width, [hidden])
+            value = net.build.add(f"{branch}.add{block}", value, net.conv(hidden, width, kernel=1))
+    return net.finish(net.linear(value, 10))
+
+
+def inception(depth: int = 4, width: int = 32) -> LayerGraph:
+    """Blocks of parallel branches of different depth, concatenated."""
+    net = Net("inception")
+    value = net.conv(net.image, width)
+    for _ in range(depth):
+        short = net.conv(value, width // 4, kernel=1)
+        middle = net.conv(net.conv(value, width // 4, kernel=1), width // 4)
+        deep = net.conv(net.conv(net.conv(value, width // 4, kernel=1), width // 4), width // 2)
+        value = net.build.cat(short, middle, deep)
+    return net.finish(net.linear(value, 10))
 
 
 def shuffled(depth: int = 6, width: int = 32) -> LayerGraph:

@@ -10,6 +10,7 @@ from swcompile.graph import GraphBuilder
 from swcompile.plan import Options
 from swcompile.wiring.block import wire_block
 from swcompile.wiring.eligible import eligible
+from tests import graphs as by_hand
 
 
 def reasons(graph, **options) -> dict[str, str]:  # type: ignore[no-untyped-def]
@@ -69,3 +70,37 @@ def test_block_producer_needs_a_layer_with_two_runs() -> None:
     assert "single run" in reasons(nets.chain(5), block="producer")["conv3"]
     layers, _ = eligible(nets.densenet((4,), size=64), Options(block="producer"))
     assert layers
+
+
+def test_a_layer_behind_an_opaque_operation_stays_as_it_is_and_the_operation_is_named() -> None:
+    build = GraphBuilder("opaque")
+    shape = (1, 16, 32)
+    x = build.layer("stem", build.feature("x", build.input("x", 32), shape, axis=2), 32)
+    y = build.layer("before", build.feature("a", x, shape, axis=2), 32)
+    build.sink(y)
+    build.opaque.append(("mixed (matmul)", "model.py:7"))
+    z = build.layer("behind", build.feature("b", build.produce("mixed", "opaque", 32, [y]), shape, axis=2), 32)
+    w = build.layer("further", build.feature("c", z, shape, axis=2), 32)
+    build.sink(build.layer("head", build.feature("d", w, shape, axis=2), 10))
+    told = reasons(build.finish())
+    assert told["behind"] == "behind an operation that channels cannot be followed through (mixed (matmul), model.py:7)"
+    assert not {"before", "further"} & told.keys()
+
+
+def test_a_layer_that_nobody_reads_takes_no_part() -> None:
+    build = GraphBuilder("unread")
+    x = build.layer("stem", build.feature("x", build.input("x", 3), (1, 3, 8, 8)), 32)
+    y = build.layer("read", build.feature("a", x, (1, 32, 8, 8)), 32)
+    unread = build.layer("unread", build.feature("b", y, (1, 32, 8, 8)), 32)
+    build.layer("end", build.feature("c", unread, (1, 32, 8, 8)), 32)
+    build.sink(build.layer("head", build.feature("b", y, (1, 32, 8, 8)), 10))
+    assert reasons(build.finish())["unread"].startswith("nothing reads its output")
+
+
+def test_below_density_1_a_layer_without_candidates_is_pruned() -> None:
+    graph = nets.chain(3)
+    first = graph.layers[0].name
+    assert first in reasons(graph, density=0.5)
+    dense = by_hand.dense(6)
+    assert len(reasons(dense)) == len(dense.layers)
+    assert set(reasons(dense, density=0.5)) == {dense.layers[0].name, dense.layers[-1].name}
