@@ -136,7 +136,8 @@ def _too_narrow(layer: Layer, block: int | str, size: int | None) -> str:
         return f"narrower groups: {width} channels a group do not divide into two or more {wanted}"
     if size == WHOLE:
         return "its input is a single run of one producer, so there is no second block to keep (set a block size)"
-    return f"its {layer.in_channels} input channels make fewer than two blocks of {size}"
+    fewer = "" if block == "auto" else ' (block="auto" takes smaller ones)'
+    return f"its {layer.in_channels} input channels make fewer than two blocks of {size}{fewer}"
 
 
 def _refuse_block(block: int, narrow: Iterable[Layer]) -> None:
