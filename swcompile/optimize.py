@@ -1,7 +1,7 @@
 """Make gathers cheap: graph passes, each a function that changes a graph in place, in the order of PASSES.
 
     fold_into_cat   gather(cat(a, b))             -> gather(a, b)            the concatenation may die
-    share_taps      gather(x[0:8]), gather(x[4:]) -> split(x) once, pooled once per resolution, one cat per reader
+    share_taps      gather(x[0:8]), gather(x[4:]) -> split(x) once, each piece pooled once per size, one cat per reader
     drop_unread     what only a dropped link read -> gone
 
 A `narrow` per tap would cost more than the layer it feeds: its backward makes a full-size zero tensor per tap and adds it up,
@@ -17,18 +17,21 @@ from itertools import pairwise
 from typing import Any
 
 import torch
-from torch import fx
+from torch import fx, nn
 
 from swcompile.modules import gather, resample
 from swcompile.trace import Traced
-from swcompile.trace.capture import UNREAD
-from swcompile.trace.purify import SHARED_MEMORY, WRITES, is_view
+from swcompile.trace.capture import LAYER_TYPES, UNREAD
+from swcompile.trace.purify import SHARED_MEMORY, WRITES
+from swcompile.trace.rules import NORM_MODULES
 from swcompile.trace.shapes import ELSEWHERE, Spec, spec_of
 
 Pass = Callable[[fx.Graph], None]
 Span = tuple[int, int]
 
 _CATS = (torch.cat, torch.concat, torch.concatenate)
+_FRESH = frozenset([*_CATS, operator.add, operator.sub, operator.mul, torch.add, torch.sub, torch.mul])
+"""Functions whose result is never their input, nor saved for their backward."""
 
 
 @dataclass(frozen=True)
@@ -86,16 +89,14 @@ def _cat_parts(node: fx.Node, axis: int) -> list[tuple[fx.Node, int]] | None:
 
 
 def share_taps(graph: fx.Graph) -> None:
-    """Replace gathers by one split per feature, one pooled copy per resolution, and one concatenation per reader."""
+    """Replace gathers by one split per feature, one pooled copy of a piece per resolution, and one concatenation per reader."""
     gathers = _gathers(graph)
     order = {node: place for place, node in enumerate(graph.nodes)}
-    axes = {node: _read(node)[2] for node in gathers}
     sources: dict[fx.Node, _Source] = {}
     for node in gathers:
-        like, pieces, _ = _read(node)
+        _, pieces, axis = _read(node)
         for piece in pieces:
-            source = sources.setdefault(piece.source, _Source(piece.source, axes[node]))
-            source.demand(_size(piece.source, like, axes[node]), piece)
+            sources.setdefault(piece.source, _Source(piece.source, axis)).spans.add((piece.start, piece.stop))
     for source in sorted(sources.values(), key=lambda found: order[found.node]):
         source.split(graph)
     for node in gathers:
@@ -104,8 +105,8 @@ def share_taps(graph: fx.Graph) -> None:
 
 Size = tuple[tuple[int, ...], ...]
 """A height and width at the example's image size, and at another one where the network runs there."""
-Key = tuple[Size, str] | None
-"""A wanted size and the way to get there, or None where the feature has the reader's size already."""
+Key = tuple[Size, str, Span]
+"""A wanted size, the way to get there, and the channels."""
 
 
 def _size(source: fx.Node, like: fx.Node, axis: int) -> Size | None:
@@ -126,48 +127,36 @@ def _sizes(node: fx.Node) -> Size:
 
 @dataclass
 class _Source:
-    """A tapped feature: which of its channels are wanted, at which sizes, and the nodes that hold them."""
+    """A tapped feature: where its readers cut it, the nodes that hold its pieces, and those that hold them at other sizes.
+
+    Pieces are pooled one by one. To pool all that go to one size together would need a `cat` before and a `split` behind, and the
+    backward of both: more copying than the single call saves.
+    """
 
     node: fx.Node
     axis: int
-    wanted: dict[Key, set[Span]] = field(default_factory=dict)
+    spans: set[Span] = field(default_factory=set)
     direct: dict[Span, fx.Node] = field(default_factory=dict)
-    resampled: dict[Key, dict[Span, fx.Node]] = field(default_factory=dict)
-
-    def demand(self, size: Size | None, piece: _Piece) -> None:
-        key = None if size is None else (size, piece.kind)
-        self.wanted.setdefault(key, set()).add((piece.start, piece.stop))
+    resampled: dict[Key, fx.Node] = field(default_factory=dict)
 
     def split(self, graph: fx.Graph) -> None:
         """Split the feature once at every border that any reader needs."""
         spec = spec_of(self.node)
         assert spec is not None
-        spans = set(self.wanted.get(None, ()))
-        for key, found in self.wanted.items():
-            if key is not None:
-                spans.update(_merged(found))
         with graph.inserting_before(_behind(self.node)):
-            self.direct = _split(graph, self.node, spec.shape[self.axis], spans, self.axis)
+            self.direct = _split(graph, self.node, spec.shape[self.axis], self.spans, self.axis)
 
-    def pieces(self, graph: fx.Graph, key: Key, span: Span, like: fx.Node) -> list[fx.Node]:
-        """Return the nodes that make up `span` at the wanted size, resampling on first use."""
-        if key is None:
-            return _cover(self.direct, span)
+    def pieces(self, graph: fx.Graph, size: Size | None, piece: _Piece, like: fx.Node) -> list[fx.Node]:
+        """Return the nodes that make up a piece at the wanted size, each resampled on first use."""
+        return [
+            node if size is None else self._resample(graph, (size, piece.kind, span), node, like)
+            for span, node in _cover(self.direct, (piece.start, piece.stop))
+        ]
+
+    def _resample(self, graph: fx.Graph, key: Key, node: fx.Node, like: fx.Node) -> fx.Node:
         if key not in self.resampled:
-            self.resampled[key] = self._resample(graph, key, like)
-        return _cover(self.resampled[key], span)
-
-    def _resample(self, graph: fx.Graph, key: Key, like: fx.Node) -> dict[Span, fx.Node]:
-        """Bring the wanted channels, and only them, to the wanted size in one operation."""
-        assert key is not None
-        runs = _merged(self.wanted[key])
-        parts = [node for run in runs for node in _cover(self.direct, run)]
-        whole = parts[0] if len(parts) == 1 else graph.call_function(torch.cat, (parts, self.axis))
-        small = graph.call_function(resample, (whole, like, key[1]))
-        width = sum(stop - start for start, stop in runs)
-        packed = [_shift(span, runs) for span in self.wanted[key]]
-        found = _split(graph, small, width, packed, self.axis)
-        return {span: found[_shift(span, runs)] for span in _atoms(self.wanted[key], runs)}
+            self.resampled[key] = graph.call_function(resample, (node, like, key[1]))
+        return self.resampled[key]
 
 
 def _lower(graph: fx.Graph, node: fx.Node, sources: dict[fx.Node, _Source]) -> None:
@@ -175,9 +164,7 @@ def _lower(graph: fx.Graph, node: fx.Node, sources: dict[fx.Node, _Source]) -> N
     parts: list[fx.Node] = []
     with graph.inserting_before(node):
         for piece in pieces:
-            size = _size(piece.source, like, axis)
-            key = None if size is None else (size, piece.kind)
-            parts.extend(sources[piece.source].pieces(graph, key, (piece.start, piece.stop), like))
+            parts.extend(sources[piece.source].pieces(graph, _size(piece.source, like, axis), piece, like))
         result = parts[0] if len(parts) == 1 else graph.call_function(torch.cat, (parts, axis))
     node.replace_all_uses_with(result)
     graph.erase_node(node)
@@ -200,37 +187,10 @@ def _behind(node: fx.Node) -> fx.Node:
     return node.next
 
 
-def _merged(spans: Iterable[Span]) -> list[Span]:
-    """Return the union of spans as ascending disjoint spans."""
-    merged: list[Span] = []
-    for start, stop in sorted(spans):
-        if merged and start <= merged[-1][1]:
-            merged[-1] = (merged[-1][0], max(stop, merged[-1][1]))
-        else:
-            merged.append((start, stop))
-    return merged
-
-
-def _atoms(spans: Iterable[Span], runs: Sequence[Span]) -> list[Span]:
-    """Cut the runs at the borders of the spans."""
-    borders = sorted({border for span in spans for border in span})
-    return [(a, b) for a, b in pairwise(borders) if any(start <= a and b <= stop for start, stop in runs)]
-
-
-def _shift(span: Span, runs: Sequence[Span]) -> Span:
-    """Return where a span lies once the runs stand one after another."""
-    offset = 0
-    for start, stop in runs:
-        if start <= span[0] and span[1] <= stop:
-            return span[0] - start + offset, span[1] - start + offset
-        offset += stop - start
-    raise AssertionError(f"{span} lies outside {runs}")
-
-
-def _cover(pieces: dict[Span, fx.Node], span: Span) -> list[fx.Node]:
-    """Return the pieces that make up a span, in order."""
+def _cover(pieces: dict[Span, fx.Node], span: Span) -> list[tuple[Span, fx.Node]]:
+    """Return the pieces that make up a span, with their own spans, in order."""
     start, stop = span
-    return [node for (low, high), node in sorted(pieces.items(), key=lambda item: item[0]) if start <= low and high <= stop]
+    return [((low, high), node) for (low, high), node in pieces.items() if start <= low and high <= stop]
 
 
 def drop_unread(graph: fx.Graph) -> None:
@@ -245,20 +205,27 @@ def _stays(node: fx.Node) -> bool:
 def restore_in_place(traced: Traced) -> None:
     """Let modules that worked in place do so again where nobody else reads what they overwrite.
 
-    Only a value with one reader that is no view qualifies: a tap, or a piece of a split, keeps its own memory.
+    Only a value with one reader that has memory of its own qualifies: a tap, a piece of a split, or what an Identity or a dropout
+    hands through keeps what it holds. A module that is called more than once works in place only if it may at every call.
     """
-    for path in traced.in_place:
-        sites = [[node for node in graph.nodes if node.op == "call_module" and node.target == path] for graph in traced.graphs]
-        if all(len(nodes) <= 1 and all(_overwritable(node) for node in nodes) for nodes in sites):
-            module: Any = traced.root.get_submodule(path)
-            module.inplace = True
+    modules = {path: traced.root.get_submodule(path) for path in traced.in_place}
+    calls: dict[nn.Module, list[fx.Node]] = {module: [] for module in modules.values()}
+    for node in (node for graph in traced.graphs for node in graph.nodes if node.op == "call_module"):
+        if node.target in modules:
+            calls[modules[node.target]].append(node)
+    for module, nodes in calls.items():
+        if all(_overwritable(node, traced.root) for node in nodes):
+            inplace: Any = module
+            inplace.inplace = True
 
 
-def _overwritable(node: fx.Node) -> bool:
+def _overwritable(node: fx.Node, root: nn.Module) -> bool:
     source = node.args[0] if node.args else None
     if not isinstance(source, fx.Node) or len(source.users) > 1 or SHARED_MEMORY in source.meta:
         return False
-    return source.op in ("call_module", "call_function", "call_method") and not is_view(source)
+    if source.op == "call_module":
+        return isinstance(root.get_submodule(str(source.target)), (*LAYER_TYPES, *NORM_MODULES))
+    return source.op == "call_function" and source.target in _FRESH
 
 
 def _gathers(graph: fx.Graph) -> list[fx.Node]:
@@ -267,20 +234,16 @@ def _gathers(graph: fx.Graph) -> list[fx.Node]:
 
 def _read(node: fx.Node) -> tuple[fx.Node, list[_Piece], int]:
     """Return what a gather node holds: the node whose size counts, its pieces in order, the channel axis."""
-    like, sources, taps, axis = node.args
-    assert isinstance(like, fx.Node)
-    assert isinstance(sources, tuple | list)
-    assert isinstance(taps, tuple | list)
-    assert isinstance(axis, int)
+    arguments: tuple[Any, ...] = node.args  # fx types arguments loosely; rewrite writes these
+    like, sources, taps, axis = arguments
     pieces: list[_Piece] = []
-    for index, start, stop, kind in taps:  # type: ignore[misc]  # fx types arguments loosely; rewrite writes these
-        source = sources[index]  # type: ignore[index]
-        assert isinstance(source, fx.Node)
+    for index, start, stop, kind in taps:
+        source = sources[index]
         last = pieces[-1] if pieces else None
         if last is not None and (last.source, last.stop, last.kind) == (source, start, kind):
-            pieces[-1] = _Piece(source, last.start, stop, kind)  # type: ignore[arg-type]
+            pieces[-1] = _Piece(source, last.start, stop, kind)
         else:
-            pieces.append(_Piece(source, start, stop, kind))  # type: ignore[arg-type]
+            pieces.append(_Piece(source, start, stop, kind))
     return like, pieces, axis
 
 

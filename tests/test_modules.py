@@ -41,6 +41,18 @@ def test_whole_ratios_are_torchs_pooling_in_values_and_gradients(
     torch.testing.assert_close(resample(x, maps(2, 1, *want), "stride"), x[:, :, :: ratio[0], :: ratio[1]], rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_a_slice_of_a_feature_is_pooled_as_torch_does_ties_and_nans_included(layout: torch.memory_format) -> None:
+    feature = maps(2, 24, 8, 8).mul(2).round().to(memory_format=layout)  # a few values, so that windows have ties
+    feature[0, 5, 3, 3] = float("nan")
+    x, y = (feature.clone().requires_grad_() for _ in range(2))
+    found, wanted = resample(x[:, 3:22], maps(2, 1, 4, 4), "max"), F.max_pool2d(y[:, 3:22], 2)
+    torch.testing.assert_close(found, wanted, rtol=0, atol=0, equal_nan=True)
+    found.backward(maps(*found.shape))
+    wanted.backward(maps(*found.shape))
+    torch.testing.assert_close(x.grad, y.grad, rtol=0, atol=0)
+
+
 @pytest.mark.parametrize(("have", "want"), [((9, 7), (4, 3)), ((13, 5), (7, 5)), ((5, 5), (3, 2)), ((7, 4), (5, 4))])
 def test_odd_sizes_are_pooled_adaptively(have: tuple[int, int], want: tuple[int, int]) -> None:
     x, like = maps(2, 3, *have), maps(2, 1, *want)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import operator
 from collections.abc import Sequence
 
@@ -112,7 +113,7 @@ def test_share_taps_splits_a_feature_once_for_all_of_its_readers() -> None:
     torch.testing.assert_close(drawn.run(maps(12)), before, rtol=0, atol=0)
 
 
-def test_share_taps_pools_the_tapped_channels_once_for_two_readers_of_one_size() -> None:
+def test_share_taps_pools_each_piece_once_for_two_readers_of_one_size() -> None:
     drawn = Drawn()
     x = drawn.input("x", 12)
     small = drawn.pool(x, 12, 4)
@@ -122,9 +123,10 @@ def test_share_taps_pools_the_tapped_channels_once_for_two_readers_of_one_size()
     before = drawn.run(maps(12))
 
     share_taps(drawn.graph)
+    assert [node.args[1] for node in calls(drawn.graph, torch.split)] == [[2, 2, 2, 6], [8, 4]]  # x, small
     pooled = calls(drawn.graph, resample)
-    assert len(pooled) == 1
-    assert [node.args[1] for node in calls(drawn.graph, torch.split)] == [[6, 6], [8, 4], [2, 2, 2]]  # x, small, pooled x[0:6]
+    assert [node.args[0].args[1] for node in pooled] == [0, 1, 2]  # the pieces of x[0:6]; the second is read twice
+    assert [len(node.users) for node in pooled] == [1, 2, 1]
     torch.testing.assert_close(drawn.run(maps(12)), before, rtol=0, atol=0)
 
 
@@ -219,3 +221,36 @@ def test_what_is_left_has_no_narrow_and_one_split_per_feature() -> None:
         assert all(user.target is operator.getitem for user in node.users)
     pools = [(node.args[0], node.args[2]) for node in calls(graph, resample)]
     assert len(pools) == len(set(pools)) > 0
+
+
+class Shared(nn.Module):
+    """One ReLU for two sums, one that only an Identity hides from a value read twice, one reached under two names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convs = nn.ModuleList(nn.Conv2d(3 if not place else 16, 16, 3, padding=1) for place in range(5))
+        self.norms = nn.ModuleList(nn.BatchNorm2d(16) for _ in range(2))
+        self.often, self.hidden, self.first = (nn.ReLU(inplace=True) for _ in range(3))
+        self.second, self.identity = self.first, nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.often(self.norms[0](self.convs[0](x)))
+        x = self.often(self.norms[1](self.convs[1](x)) + x)
+        y = self.convs[2](x)
+        x = self.convs[3](self.hidden(self.identity(y.mul(2))) + y)
+        x = self.first(x + 1) + self.second(y.view_as(x))
+        return self.convs[4](x).mean((2, 3))
+
+
+def test_a_module_called_twice_works_in_place_again_and_one_behind_an_alias_does_not() -> None:
+    torch.manual_seed(0)
+    model, x = Shared(), torch.randn(2, 3, 8, 8)
+    rewired = swnet.transform(model, x, p=0.5, dead="allow")
+    assert (rewired.often.inplace, rewired.hidden.inplace, rewired.first.inplace) == (True, False, False)
+    pure = copy.deepcopy(rewired)
+    pure.often.inplace = False
+    for module in (rewired, pure):
+        module(x).square().sum().backward()
+    for parameter, other in zip(rewired.parameters(), pure.parameters(), strict=True):
+        assert parameter.grad is not None
+        assert torch.equal(parameter.grad, other.grad)
