@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
 
 from swcompile import store
 from swcompile.check import Ledger, census, check
@@ -19,7 +24,7 @@ from swcompile.modules import RewiredModule
 from swcompile.optimize import optimize, restore_in_place
 from swcompile.plan import Note, Options, Plan, verify
 from swcompile.rewrite import rewrite
-from swcompile.trace import Example, Traced, trace, trace_structure
+from swcompile.trace import Example, Steps, Traced, trace, trace_structure
 from swcompile.trace.shapes import Spec
 from swcompile.wiring import Curve, sweep, wire
 from swcompile.wiring.budget import to_budget
@@ -47,28 +52,39 @@ class Record:
 
 
 @dataclass(frozen=True)
-class Analysis:
-    """A model's layer graph, its figures over p, and which layers can be rewired.
+class Survey:
+    """What of a model can be rewired, before anything is computed.
 
-    `curve` holds C, L and S at each p swept; `p` is the one the policy (or the number asked for) chooses. `refused` pairs each
-    layer that cannot be rewired with the reason, `opaque` each operation that channels cannot be followed through with its line.
+    `refused` pairs each layer that cannot be rewired with the reason, `opaque` each operation that channels cannot be followed
+    through with its line, `unreached` each layer that is no part of the graph with the reason. `steps` says what tracing had to do.
     `params` counts the whole model's parameters. `inferred` tells whether the input was guessed.
     """
 
     graph: LayerGraph
-    figures: Figures
-    curve: Curve
-    p: float
     eligible: tuple[str, ...]
     refused: tuple[tuple[str, str], ...]
     opaque: tuple[tuple[str, str], ...]
+    unreached: tuple[tuple[str, str], ...]
+    steps: Steps
     example: Example
     inferred: bool
     params: int
 
 
+@dataclass(frozen=True)
+class Analysis(Survey):
+    """A survey with the model's figures, and what they become over p.
+
+    `curve` holds C, L and S at each p swept; `p` is the one the policy (or the number asked for) chooses.
+    """
+
+    figures: Figures
+    curve: Curve
+    p: float
+
+
 def transform(
-    model: nn.Module,
+    model: nn.Module | ExportedProgram,
     example_inputs: object = None,
     *,
     p: float | str = "auto",
@@ -87,11 +103,12 @@ def transform(
     init: str = "he",
     conv_to_linear: bool = False,
     min_in_degree: int = 1,
+    leaf_modules: Sequence[str | type[nn.Module]] = (),
 ) -> RewiredModule:
     """Return a copy of `model` whose layers also read feature maps from far behind them.
 
     Args:
-        model: any nn.Module that torch.fx can trace. It is not changed.
+        model: any nn.Module, a GraphModule included, or a torch.export.ExportedProgram. It is not changed.
         example_inputs: a tensor, or a tuple of the forward's arguments; only shapes and dtypes matter. Inferred where None.
         p: the share of each layer's input blocks (or links) that become long-range, from 0 to 1, or a policy: "auto", "boundary"
             (the smallest p that makes a small world, S_G >= 1) or "max_S".
@@ -105,6 +122,7 @@ def transform(
         head: whether the last layers (classifiers) may be rewired too.
         dead: "forbid" moves no block that would leave channels unread, "allow" does, "auto" forbids where that leaves enough.
         skips, budget, init, conv_to_linear, min_in_degree: for wiring "kernel"; see swcompile.wiring.kernel.
+        leaf_modules: paths or classes of modules to leave as they are, with whatever layers lie inside.
 
     Returns:
         A RewiredModule: an ordinary nn.Module with the same signature and, at density 1 of wiring "block", the same state dict.
@@ -137,7 +155,7 @@ def transform(
         min_in_degree=min_in_degree,
     )
     _check_budget(options, params, macs)
-    traced = _announced(trace(_module(model), example_inputs))
+    traced = _traced(trace, model, example_inputs, leaf_modules)
     made = _decide(traced, options, params, macs)
     if not made.layers and (options.p != 0 or options.density < 1 or params is not None or macs is not None):
         raise NothingToDoError(_why_nothing(made))
@@ -145,7 +163,7 @@ def transform(
 
 
 def plan(
-    model: nn.Module,
+    model: nn.Module | ExportedProgram,
     example_inputs: object = None,
     *,
     p: float | str = "auto",
@@ -164,6 +182,7 @@ def plan(
     init: str = "he",
     conv_to_linear: bool = False,
     min_in_degree: int = 1,
+    leaf_modules: Sequence[str | type[nn.Module]] = (),
 ) -> Plan:
     """Decide what `transform` would do, without touching or needing weights. Arguments as for `transform`."""
     options = Options(
@@ -183,20 +202,20 @@ def plan(
         min_in_degree=min_in_degree,
     )
     _check_budget(options, params, macs)
-    return _decide(_announced(trace_structure(_module(model), example_inputs)), options, params, macs)
+    return _decide(_traced(trace_structure, model, example_inputs, leaf_modules), options, params, macs)
 
 
-def apply(model: nn.Module, plan: Plan, example_inputs: object = None) -> RewiredModule:
+def apply(model: nn.Module | ExportedProgram, plan: Plan, example_inputs: object = None) -> RewiredModule:
     """Return a copy of `model` rewired as `plan` says; the plan is verified against the model first."""
     if not isinstance(plan, Plan):
         raise SwnetError(
             f"A {type(plan).__name__} was given as the plan; make one with swnet.plan(model), or read one with Plan.read."
         )
-    return _carry_out(trace(_module(model), example_inputs), plan)
+    return _carry_out(trace(_module(model), example_inputs, plan.leaves), plan)
 
 
 def analyze(
-    model: nn.Module,
+    model: nn.Module | ExportedProgram,
     example_inputs: object = None,
     *,
     p: float | str = "auto",
@@ -209,6 +228,7 @@ def analyze(
     head: bool = False,
     dead: str = "auto",
     skips: str = "keep",
+    leaf_modules: Sequence[str | type[nn.Module]] = (),
     points: int = 20,
 ) -> Analysis:
     """Return a model's layer graph, its figures over `points` values of p, and the layers that can be rewired. Needs no weights."""
@@ -226,20 +246,39 @@ def analyze(
     )
     if not isinstance(points, int) or not 2 <= points <= MAX_POINTS:
         raise SwnetError(f"points={points!r} were asked for; take a whole number from 2 to {MAX_POINTS:,} of values of p.")
-    traced = _announced(trace_structure(_module(model), example_inputs))
+    traced = _traced(trace_structure, model, example_inputs, leaf_modules)
     curve = sweep(traced.graph, options, points)
-    layers, notes = eligible(traced.graph, options)
     return Analysis(
-        graph=traced.graph,
+        **vars(_surveyed(traced, options)),
         figures=measure(channel_graph(traced.graph)),
         curve=curve,
         p=choose_p(curve, options.p) if isinstance(options.p, str) else float(options.p),
+    )
+
+
+def survey(
+    model: nn.Module | ExportedProgram,
+    example_inputs: object = None,
+    *,
+    leaf_modules: Sequence[str | type[nn.Module]] = (),
+    **asked: Any,
+) -> Survey:
+    """Return what of a model can be rewired, with the options `asked` for, without computing any figures: for `swcompile check`."""
+    return _surveyed(_traced(trace_structure, model, example_inputs, leaf_modules), Options(**asked))
+
+
+def _surveyed(traced: Traced, options: Options) -> Survey:
+    layers, notes = eligible(traced.graph, options)
+    return Survey(
+        graph=traced.graph,
         eligible=tuple(layer.name for layer in layers),
         refused=tuple((note.layer, note.reason) for note in notes),
         opaque=traced.graph.opaque,
+        unreached=traced.unreached,
+        steps=traced.steps,
         example=traced.example,
         inferred=traced.inferred,
-        params=sum(parameter.numel() for parameter in model.parameters()),
+        params=sum(parameter.numel() for parameter in traced.root.parameters()),
     )
 
 
@@ -268,23 +307,62 @@ def save(module: nn.Module, folder: str | Path, *, force: bool = False) -> None:
     store.write(folder, found.plan, module.state_dict(), found.example_shapes, model=type(module).__name__, force=force)
 
 
-def load(folder: str | Path, model: nn.Module) -> RewiredModule:
+def load(folder: str | Path, model: nn.Module | ExportedProgram) -> RewiredModule:
     """Return `model` rewired as saved in `folder`, with the saved weights. Never unpickles; everything read is verified.
 
     `model` is built by the user's own code and gives the structure only. The result is in its train or eval mode.
     """
     stored = store.read(folder)
     example = tuple(Spec(shape, dtype) for shape, dtype in stored.shapes)
-    module = _carry_out(trace(_module(model), example), stored.plan)
+    module = _carry_out(trace(_module(model), example, stored.plan.leaves), stored.plan)
     store.fill(module, stored)
     return module
 
 
+def _traced(
+    how: Callable[[nn.Module, object, Sequence[str]], Traced],
+    model: object,
+    example_inputs: object,
+    leaf_modules: Sequence[str | type[nn.Module]],
+) -> Traced:
+    found = _module(model)
+    return _announced(how(found, example_inputs, _leaves(found, leaf_modules)))
+
+
 def _module(model: object) -> nn.Module:
+    """Return what is to be traced: a module, the inside of an exported program, or what torch.compile has wrapped."""
+    kind = type(model)
+    if (kind.__module__, kind.__name__) == ("torch.export.exported_program", "ExportedProgram"):  # the import would cost seconds
+        exported: Any = model
+        return _module(exported.module())
+    if kind.__name__ == "OptimizedModule" and isinstance(model, nn.Module):  # of torch.compile
+        return _module(model._modules["_orig_mod"])
     if not isinstance(model, nn.Module):
         what = f"the class {model.__name__}" if isinstance(model, type) else f"a {type(model).__name__}"
         raise SwnetError(f"The model that was given is {what}; pass an nn.Module that has been built, such as Net().")
+    if isinstance(model, nn.DataParallel | DistributedDataParallel):
+        raise SwnetError(f"A {type(model).__name__} was given; pass the model inside, model.module, and wrap the result.")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise SwnetError(
+            "A TorchScript module was given, whose code cannot be traced any more; pass the nn.Module it was made from."
+        )
     return model
+
+
+def _leaves(model: nn.Module, named: Sequence[str | type[nn.Module]]) -> tuple[str, ...]:
+    """Return the paths of the modules that a user named, by path or by class."""
+    if isinstance(named, str | type):
+        named = (named,)
+    paths: list[str] = []
+    for item in named:
+        if isinstance(item, str):
+            paths.append(item)
+            continue
+        found = [path for path, module in model.named_modules() if path and isinstance(module, item)]
+        if not found:
+            raise SwnetError(f"leaf_modules names {item.__name__}, but {type(model).__name__} holds no module of that class.")
+        paths += found
+    return tuple(dict.fromkeys(paths))
 
 
 def _check_budget(options: Options, params: int | None, macs: int | None) -> None:
@@ -311,10 +389,19 @@ def _decide(traced: Traced, options: Options, params: int | None, macs: int | No
         total = sum(parameter.numel() for parameter in traced.root.parameters())
         options = to_budget(traced.graph, options, total, params=params, macs=macs)
     made = wire(traced.graph, options)
+    notes = (*made.notes, *(Note("*", said) for said in _said(traced)))
+    return replace(made, notes=notes, leaves=tuple(sorted(traced.leaves)))
+
+
+def _said(traced: Traced) -> Iterator[str]:
+    """Yield what a user should know of how the model was traced."""
     if traced.inferred:
-        shapes = ", ".join(map(str, traced.example))
-        made = replace(made, notes=(*made.notes, Note("*", f"the example input {shapes} was inferred from the first layer")))
-    return made
+        yield f"the example input {', '.join(map(str, traced.example))} was inferred from the first layer"
+    for island in traced.steps.islands:
+        where = f" ({island.where})" if island.where else ""
+        yield f"{island.path} stays as it is, with the layers inside: {island.reason}{where}"
+    for what in traced.steps.fixed:
+        yield f"the {what} is fixed to that of the example, since Python code in the forward decides by it"
 
 
 def _why_nothing(made: Plan) -> str:

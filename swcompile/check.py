@@ -18,7 +18,7 @@ from torch import fx, nn
 
 from swcompile.graph import Layer, LayerGraph, Run, Tap, join_runs
 from swcompile.metrics import Figures, channel_graph, measure
-from swcompile.modules import RewiredModule
+from swcompile.modules import MASKED, RewiredModule
 from swcompile.plan import LayerWiring, Note, Plan, Promise, channel_ids
 from swcompile.trace import Example, Traced, layer_graph
 from swcompile.trace.purify import is_view
@@ -240,8 +240,9 @@ def _masks(module: nn.Module, graph: LayerGraph) -> dict[str, NDArray[np.bool_]]
     """Return the masks that the module's layers really hold, as (out, in)."""
     found = {}
     for layer in graph.layers:
-        mask = getattr(module.get_submodule(layer.name.partition("@")[0]), "mask", None)
-        if mask is not None and "mask" in module.get_submodule(layer.name.partition("@")[0])._buffers:
+        owner = module.get_submodule(layer.weight.rpartition(".")[0])
+        mask = owner._buffers.get("mask") if isinstance(owner, tuple(MASKED.values())) else None
+        if mask is not None:
             found[layer.name] = np.asarray(mask.cpu().reshape(mask.shape[0], mask.shape[1]).numpy(), np.bool_)
     return found
 

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor, fx
 
-    from swcompile.api import Analysis
+    from swcompile.api import Analysis, Survey
     from swcompile.modelfile import ModelFile
 
 DONE, BUG, BAD_INPUT, NOTHING_TO_DO, INTERRUPTED, TERMINATED = 0, 1, 2, 3, 130, 143
@@ -105,6 +105,7 @@ _graph_options = _options(
     click.option("--head", is_flag=True, default=False, help="Rewire the classifier too."),
     click.option("--dead", default="auto", metavar="auto|forbid|allow", help="Whether a channel may lose its last reader. "
                  "[default: auto]"),
+    click.option("--leaf", "leaf_modules", multiple=True, default=(), metavar="PATH", help="A module to leave alone. Repeatable."),
     click.option("--skips", default="keep", metavar="keep|remove", help="Wiring kernel: the model's shortcuts. [default: keep]"),
 )  # fmt: skip
 _budget_options = _options(
@@ -391,14 +392,21 @@ def check(path: str, entry: str | None, inputs: Sequence[str], as_json: bool, qu
     Nothing is rewired or written. Ends with 3 where no layer can be.
     """
     with _working(3, quiet=quiet) as begin:
-        found, analysis = _analyze(begin, path, entry, inputs, {**asked, "points": 2})  # the sweep is not shown
+        begin("importing torch")
+        from swcompile import api
+
+        begin("building the model")
+        found, examples = _load(path, entry, inputs)
+        begin("tracing")
+        surveyed = api.survey(found.model, examples, **asked)
     from swcompile import tables
 
-    refused = dict(analysis.refused)
-    document = {"layers": tables.records(analysis.graph, refused), **_facts(found, analysis)}
-    _show(document, [tables.layers(analysis.graph, refused), *_remarks(analysis)], as_json=as_json, quiet=quiet)
-    if not analysis.eligible:
-        reasons = "".join(f"\n  {layer}: {reason}" for layer, reason in analysis.refused)
+    refused = dict(surveyed.refused)
+    rows = tables.layers(surveyed.graph, refused, surveyed.unreached)
+    document = {"layers": tables.records(surveyed.graph, refused), **_facts(found, surveyed)}
+    _show(document, [rows, *_remarks(surveyed)], as_json=as_json, quiet=quiet)
+    if not surveyed.eligible:
+        reasons = "".join(f"\n  {layer}: {reason}" for layer, reason in (*surveyed.refused, *surveyed.unreached))
         raise NothingToDoError(f"No layer of {found.entry_name} in {path} can be rewired:{reasons}")
 
 
@@ -414,27 +422,33 @@ def _analyze(
     return found, api.analyze(found.model, examples, **asked)
 
 
-def _facts(found: ModelFile, analysis: Analysis) -> dict[str, Any]:
+def _facts(found: ModelFile, surveyed: Survey) -> dict[str, Any]:
     """Return what the documents of analyze and check have in common."""
     from swcompile import tables
 
     return {
         "model": found.entry_name,
-        "example_inputs": [str(item) for item in analysis.example],
-        "inferred": analysis.inferred,
-        "eligible": analysis.eligible,
-        "refused": analysis.refused,
-        "opaque": analysis.opaque,
-        "share": tables.share(analysis.graph, dict(analysis.refused)),
+        "example_inputs": [str(item) for item in surveyed.example],
+        "inferred": surveyed.inferred,
+        "tracing": surveyed.steps,
+        "eligible": surveyed.eligible,
+        "refused": surveyed.refused,
+        "unreached": surveyed.unreached,
+        "opaque": surveyed.opaque,
+        "share": tables.share(surveyed.graph, dict(surveyed.refused)),
     }
 
 
-def _remarks(analysis: Analysis) -> Iterator[RenderableType]:
+def _remarks(surveyed: Survey) -> Iterator[RenderableType]:
     from swcompile import tables
 
-    yield str(tables.share(analysis.graph, dict(analysis.refused)))
-    if analysis.opaque:
-        yield tables.opaque(analysis.opaque)
+    yield str(tables.share(surveyed.graph, dict(surveyed.refused)))
+    steps = surveyed.steps
+    yield tables.tracing(steps.step, steps.why, steps.where, steps.fixed)
+    if steps.islands:
+        yield tables.islands([(island.path, island.reason, island.where) for island in steps.islands])
+    if surveyed.opaque:
+        yield tables.opaque(surveyed.opaque)
 
 
 # Running them

@@ -139,7 +139,9 @@ class Layer:
     layer that belong to this reader; `chain_params` is how many parameters per channel they carry. `reads_at` is the place in
     the fx graph in front of which a gather would stand. `positions` is how many outputs per channel and sample the layer
     computes (output height times width), so that multiply-accumulates are `links * kernel_area * positions`. `refused` says why
-    the layer can never be rewired, whatever the options. `train_only` marks a layer that eval mode does not run.
+    the layer can never be rewired, whatever the options. `train_only` marks a layer that eval mode does not run. `weight` is the
+    path of its weight among the model's parameters, "" where that is computed; `rigid` says why the weight must keep its shape and
+    its values ("" where it need not): such a layer can read from elsewhere, but not read fewer channels nor be masked.
     """
 
     name: str
@@ -161,6 +163,8 @@ class Layer:
     refused: str | None = None
     where: str = ""
     train_only: bool = False
+    weight: str = ""
+    rigid: str = ""
 
     @property
     def kernel_area(self) -> int:
@@ -473,6 +477,8 @@ class GraphBuilder:
         transposed: bool = False,
         refused: str | None = None,
         where: str = "",
+        weight: str = "",
+        rigid: str = "",
     ) -> tuple[Run, ...]:
         """Add a layer that reads `feature`, and return the runs of its output."""
         place = self._tick(position)
@@ -497,6 +503,8 @@ class GraphBuilder:
                 transposed=transposed,
                 refused=refused,
                 where=where,
+                weight=weight,
+                rigid=rigid,
             )
         )
         return value

@@ -21,7 +21,8 @@ from torch import fx, nn
 
 from swcompile.modules import gather, resample
 from swcompile.trace import Traced
-from swcompile.trace.capture import LAYER_TYPES, UNREAD
+from swcompile.trace.capture import UNREAD
+from swcompile.trace.layers import LAYER_TYPES
 from swcompile.trace.purify import SHARED_MEMORY, WRITES
 from swcompile.trace.rules import NORM_MODULES
 from swcompile.trace.shapes import ELSEWHERE, Spec, spec_of

@@ -28,7 +28,19 @@ from swcompile.graph import Feature, LayerGraph, Run, Tap, unreadable
 
 FORMAT = "swcompile-plan"
 VERSION = 1
-KEYS = ("format", "version", "fingerprint", "options", "requested_p", "features", "layers", "promise", "notes", "bypassed")
+KEYS = (
+    "format",
+    "version",
+    "fingerprint",
+    "options",
+    "requested_p",
+    "features",
+    "layers",
+    "promise",
+    "notes",
+    "bypassed",
+    "leaves",
+)
 ALTERED = "It was altered, or not written by swcompile; write it anew: `swcompile transform`, swnet.save or Plan.to_json."
 AGAIN = "Make a new plan with swnet.plan(model)."
 MAX_BYTES = 256 << 20
@@ -179,7 +191,8 @@ class Plan:
     """A wiring decided: layers that change, and what they will read. Layers not listed stay as they are.
 
     `options.p` is always a number here; `requested_p` keeps what was asked. `bypassed` lists sums (fx node, index of the addend
-    that stays) that wiring `kernel` removes with skips="remove".
+    that stays) that wiring `kernel` removes with skips="remove". `leaves` are the paths of modules that tracing left alone because
+    the user said so; a plan holds for the graph that was traced like that.
     """
 
     fingerprint: str
@@ -189,6 +202,7 @@ class Plan:
     promise: Promise
     notes: tuple[Note, ...] = ()
     bypassed: tuple[tuple[str, int], ...] = ()
+    leaves: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         assert not isinstance(self.options.p, str), "a plan holds a number for p"
@@ -251,6 +265,7 @@ class Plan:
             "promise": dataclasses.asdict(self.promise),
             "notes": [[note.layer, note.reason] for note in self.notes],
             "bypassed": [list(item) for item in self.bypassed],
+            "leaves": list(self.leaves),
         }
         return json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=True) + "\n"
 
@@ -340,6 +355,7 @@ class _Reader:
             promise=self._record("promise", Promise),
             notes=tuple(Note(*self._pair(item, (str, str), "notes")) for item in self._list("notes", list)),
             bypassed=tuple(self._pair(item, (str, int), "bypassed") for item in self._list("bypassed", list)),
+            leaves=tuple(self._list("leaves", str)),
         )
 
     def _get(self, key: str) -> Any:

@@ -20,7 +20,7 @@ from swcompile.graph import Layer, LayerGraph
 from swcompile.modules import MASKED, gather
 from swcompile.plan import LayerWiring, Plan
 from swcompile.trace import Traced
-from swcompile.trace.capture import WHERE
+from swcompile.trace.lines import WHERE
 
 NEW = -1
 """Marks a channel that a layer's own norm has not seen before."""
@@ -123,9 +123,8 @@ def _change_module(root: nn.Module, layer: Layer, wiring: LayerWiring, plan: Pla
         index = torch.full((wiring.width,), NEW)
         index[own] = columns
     elif wiring.width < layer.in_channels:
-        _refuse_unsliceable(root, layer)
         index = torch.cat([torch.arange(start, stop) for start, stop in wiring.columns])
-        _slice_layer(root.get_submodule(path), index)
+        _slice_weight(root, layer, index)
     else:
         return
     targets = {node.name: str(node.target) for node in graph.nodes if node.op == "call_module"}
@@ -134,40 +133,26 @@ def _change_module(root: nn.Module, layer: Layer, wiring: LayerWiring, plan: Pla
             _refit_norm(root.get_submodule(targets[name]), index)
 
 
-def _refuse_unsliceable(root: nn.Module, layer: Layer) -> None:
-    module = root.get_submodule(layer.name)
-    if isinstance(getattr(type(module), "weight", None), property) or not isinstance(
-        module._parameters.get("weight"), nn.Parameter
-    ):
-        raise SwnetError(
-            f"{layer.name} computes its weight (weight norm or another parametrization), so its channels cannot be removed; "
-            "use density=1, or remove the parametrization first."
-        )
-    users = sum(any(own is module.weight for own in other.parameters(recurse=False)) for other in root.modules())
-    if users > 1:
-        raise SwnetError(f"{layer.name} shares its weight with another module, so its channels cannot be removed; use density=1.")
-
-
-def _slice_layer(module: Any, columns: Tensor) -> None:
+def _slice_weight(root: nn.Module, layer: Layer, columns: Tensor) -> None:
     """Keep the input channels `columns` of a layer's weight; grouped layers keep as many in each group."""
-    if isinstance(module, nn.Linear):
-        module.weight = _parameter(module.weight, module.weight.index_select(1, columns.to(module.weight.device)))
-        module.in_features = len(columns)
-        return
-    weight = module.weight
-    columns = columns.to(weight.device)
-    if module.transposed:
-        sliced = weight.index_select(0, columns)
+    if layer.rigid:
+        raise SwnetError(f"{layer.name} cannot lose channels: {layer.rigid}. Use density=1, or a plan that leaves it whole.")
+    path, _, name = layer.weight.rpartition(".")
+    owner: Any = root.get_submodule(path)
+    weight = getattr(owner, name)
+    if layer.transposed:
+        sliced = weight.index_select(0, columns.to(weight.device))
     else:
-        width = module.in_channels // module.groups
-        outs = module.out_channels // module.groups
+        width, outs = layer.in_channels // layer.groups, layer.out_channels // layer.groups
         parts = []
-        for group in range(module.groups):
+        for group in range(layer.groups):
             mine = columns[(columns >= group * width) & (columns < (group + 1) * width)] - group * width
-            parts.append(weight[group * outs : (group + 1) * outs].index_select(1, mine))
+            parts.append(weight[group * outs : (group + 1) * outs].index_select(1, mine.to(weight.device)))
         sliced = torch.cat(parts)
-    module.weight = _parameter(weight, sliced)
-    module.in_channels = len(columns)
+    setattr(owner, name, _parameter(weight, sliced))
+    for attribute in ("in_features", "in_channels"):
+        if hasattr(owner, attribute):
+            setattr(owner, attribute, len(columns))
 
 
 def _refit_norm(module: Any, index: Tensor) -> None:

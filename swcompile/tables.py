@@ -122,8 +122,11 @@ def share(graph: LayerGraph, refused: Mapping[str, str]) -> Share:
     )
 
 
-def layers(graph: LayerGraph, refused: Mapping[str, str]) -> RenderableType:
-    """Show each layer, its share of weights and multiply-accumulates, and why it cannot be rewired where it cannot."""
+def layers(graph: LayerGraph, refused: Mapping[str, str], unreached: Iterable[tuple[str, str]] = ()) -> RenderableType:
+    """Show each layer, its share of weights and multiply-accumulates, and why it cannot be rewired where it cannot.
+
+    `unreached` are layers of the model that are no part of its graph, with the reason.
+    """
     total = share(graph, refused)
     table = _table("layer", "reads", "makes", "weights >", "MACs >", "can be rewired")
     for layer in graph.layers:
@@ -135,6 +138,8 @@ def layers(graph: LayerGraph, refused: Mapping[str, str]) -> RenderableType:
             _percent(_weights(layer) * layer.positions, total.all_macs),
             Text(f"no: {refused[layer.name]}" if layer.name in refused else "yes"),
         )
+    for name, reason in unreached:
+        table.add_row(Text(name, overflow="fold"), "", "", "", "", Text(f"no: {reason}"))
     return table
 
 
@@ -155,6 +160,23 @@ def records(graph: LayerGraph, refused: Mapping[str, str]) -> list[dict[str, obj
         }
         for layer in graph.layers
     ]
+
+
+def tracing(step: str, why: str, where: str, fixed: Sequence[str]) -> RenderableType:
+    """Say what tracing had to do, and which sizes of the input the result is fixed to."""
+    if step == "plain":
+        said = "Traced by torch.fx."
+    else:
+        said = f"Traced with shapes, since torch.fx alone does not get by: {why}{f' ({where})' if where else ''}."
+    held = f" The {' and the '.join(fixed)} stays that of the example: the code decides by it." if fixed else ""
+    return Text(said + held)
+
+
+def islands(found: Sequence[tuple[str, str, str]]) -> RenderableType:
+    """Name the modules that stay one call, layers inside and all: path, reason, line."""
+    lines = [f"  {path}: {reason}{f' ({where})' if where else ''}" for path, reason, where in found[:SHOWN_LAYERS]]
+    more = [f"  and {len(found) - SHOWN_LAYERS} more"] if len(found) > SHOWN_LAYERS else []
+    return Text("\n".join(["These modules stay as they are, and the rest is rewired around them:", *lines, *more]))
 
 
 def opaque(operations: Sequence[tuple[str, str]]) -> RenderableType:

@@ -132,7 +132,18 @@ def test_such_programs_are_rewired_and_train(program: Callable[[Net, Tensor], Te
     assert list(rewired.state_dict()) == list(net.state_dict())
 
 
-def test_numbers_drawn_without_the_input_are_refused_and_the_random_state_stays() -> None:
+def test_numbers_drawn_without_the_input_are_drawn_again_in_every_run() -> None:
+    def scale_at_random(net: Net, y: Tensor) -> Tensor:
+        return net.b(y * torch.rand(1) + torch.randn(y.shape[0], 1, 1, 1))
+
+    net, x = Net(scale_at_random), torch.randn(2, 3, 8, 8)
+    rewired = swnet.transform(net, x, p=0.0)
+    for ours, theirs in zip(run(rewired, x), run(net, x), strict=True):
+        assert ours is theirs is None or torch.equal(ours, theirs)
+    assert not torch.equal(rewired(x), rewired(x))
+
+
+def test_decisions_by_random_numbers_are_refused_and_the_random_state_stays() -> None:
     def skip_at_random(net: Net, y: Tensor) -> Tensor:
         return net.b(y) if net.training and torch.rand(1).item() < 0.5 else y
 
@@ -141,7 +152,7 @@ def test_numbers_drawn_without_the_input_are_refused_and_the_random_state_stays(
     x = torch.randn(2, 3, 8, 8)
     net = Net(skip_at_random)
     state = torch.get_rng_state(), random.getstate()
-    with pytest.raises(swnet.SwnetError, match="draws random numbers that do not depend on its input"):
+    with pytest.raises(swnet.SwnetError, match="decides by values, which tracing does not have"):
         swnet.transform(net, x, p=0.3)
     assert torch.equal(torch.get_rng_state(), state[0])
     assert random.getstate() == state[1]

@@ -372,7 +372,7 @@ class Blocker:
             raise ModuleNotFoundError(name, name=name)
 sys.meta_path.insert(0, Blocker())
 import swnet
-print(sorted(swnet.__all__)[0])
+print(swnet.SwnetError.__name__)
 """
     assert python(code, "-W", "error::UserWarning").strip() == "SwnetError"
 

@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import difflib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
 
 from torch import fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from swcompile.errors import SwnetError
 from swcompile.graph import LayerGraph
-from swcompile.trace.capture import Capture, capture, copy_model, skeleton, tidy
+from swcompile.trace.capture import Capture, Island, Steps, Subject, capture, tidy
+from swcompile.trace.copies import copy_model, set_mode, skeleton
 from swcompile.trace.extract import extract
+from swcompile.trace.layers import LAYER_TYPES
 from swcompile.trace.purify import purify
-from swcompile.trace.shapes import Example, describe_inputs, infer_example, observe_memory, propagate, propagate_elsewhere
+from swcompile.trace.shapes import (
+    Example,
+    describe_inputs,
+    infer_example,
+    observe_memory,
+    propagate,
+    propagate_elsewhere,
+)
 
-__all__ = ["Example", "Traced", "describe_inputs", "layer_graph", "trace", "trace_structure"]
+__all__ = ["Example", "Island", "Steps", "Traced", "describe_inputs", "layer_graph", "trace", "trace_structure"]
 
 
 @dataclass
@@ -22,7 +34,8 @@ class Traced:
 
     `graph` describes `train_graph`. Where eval mode runs other code, `eval_graph` is not None and `eval_names` translates the
     fx node names of features, chains and layers. `example` holds the shapes that were traced, `inferred` whether we chose them.
-    `in_place` are the paths of modules that worked in place in the original.
+    `in_place` are the paths of modules that worked in place in the original; `steps` says what tracing had to do,
+    and `unreached` pairs layers that lie inside a module that stayed one call, or that forward does not call, with that reason.
     """
 
     root: nn.Module
@@ -33,6 +46,9 @@ class Traced:
     example: Example
     inferred: bool
     in_place: frozenset[str] = frozenset()
+    steps: Steps = field(default_factory=Steps)
+    unreached: tuple[tuple[str, str], ...] = ()
+    leaves: frozenset[str] = frozenset()
 
     @property
     def graphs(self) -> tuple[fx.Graph, ...]:
@@ -40,68 +56,118 @@ class Traced:
         return (self.train_graph,) if self.eval_graph is None else (self.train_graph, self.eval_graph)
 
 
-def trace(model: nn.Module, example_inputs: object = None) -> Traced:
+def trace(model: nn.Module, example_inputs: object = None, leaves: Iterable[str] = ()) -> Traced:
     """Copy and trace a model; the argument, its mode, its buffers and the random state stay untouched.
 
-    Raises SwnetError where the model cannot be copied or traced, or the inputs do not fit.
+    `leaves` are paths of modules that stay as they are. Raises SwnetError where the model cannot be copied or traced, or the
+    inputs do not fit.
     """
     example = _example(model, example_inputs)
-    return _trace(copy_model(model), example, example_inputs is None, None)
+    mode, root = FakeTensorMode(allow_non_fake_inputs=True), copy_model(model)
+    return _trace(Subject(root, skeleton(root, mode), mode, example, _paths(model, leaves)), example_inputs is None)
 
 
-def trace_structure(model: nn.Module, example_inputs: object = None) -> Traced:
+def trace_structure(model: nn.Module, example_inputs: object = None, leaves: Iterable[str] = ()) -> Traced:
     """Trace a model without its weights: works on `meta`, and at no memory. For analysis and planning only."""
     example = _example(model, example_inputs)
     mode = FakeTensorMode(allow_non_fake_inputs=True)
-    root = skeleton(model, mode)
-    with mode:
-        return _trace(root, example, example_inputs is None, mode)
+    bare = skeleton(model, mode)
+    return _trace(Subject(bare, bare, mode, example, _paths(model, leaves)), example_inputs is None)
 
 
 def _example(model: nn.Module, example_inputs: object) -> Example:
     return infer_example(model) if example_inputs is None else describe_inputs(example_inputs)
 
 
-def _trace(root: nn.Module, example: Example, inferred: bool, mode: FakeTensorMode | None) -> Traced:
-    """Capture `root`, which is ours to change; its tensors are fake in `mode`, or real where it is None."""
-    captured = capture(root, len(example))
-    in_place = _purify(captured, example, mode)
-    graph = layer_graph(captured.train_graph, root, example, mode)
+def _paths(model: nn.Module, leaves: Iterable[str]) -> frozenset[str]:
+    """Check that leaves are named as the model names them."""
+    wanted, known = frozenset(leaves), {name for name, _ in model.named_modules(remove_duplicate=False) if name}
+    for name in sorted(wanted - known):
+        close = difflib.get_close_matches(name, known, 3)
+        hint = f"did you mean {' or '.join(close)}?" if close else "model.named_modules() lists them."
+        raise SwnetError(f"leaf_modules names {name!r}, but {type(model).__name__} has no such module; {hint}")
+    return wanted
+
+
+def _trace(subject: Subject, inferred: bool) -> Traced:
+    captured = capture(subject)
+    root, bare, example, mode = subject.root, subject.bare, subject.example, subject.mode
+    in_place = _purify(captured, subject)
+    graph = _layer_graph(captured.train_graph, root, bare, example, mode)
     names: dict[str, str] = {}
     if captured.eval_graph is not None:
-        graph, names = _match_modes(graph, layer_graph(captured.eval_graph, root, example, mode))
-    return Traced(root, captured.train_graph, captured.eval_graph, graph, names, example, inferred, in_place)
+        graph, names = _match_modes(graph, _layer_graph(captured.eval_graph, root, bare, example, mode))
+    unreached = tuple(_unreached(captured))
+    return Traced(
+        root,
+        captured.train_graph,
+        captured.eval_graph,
+        graph,
+        names,
+        example,
+        inferred,
+        in_place,
+        captured.steps,
+        unreached,
+        subject.leaves,
+    )
 
 
-def _purify(captured: Capture, example: Example, mode: FakeTensorMode | None) -> frozenset[str]:
+def _unreached(captured: Capture) -> Iterator[tuple[str, str]]:
+    """Yield the modules that are layers but no nodes of a graph, and why."""
+    graphs = [graph for graph in (captured.train_graph, captured.eval_graph) if graph is not None]
+    called = {str(node.target) for graph in graphs for node in graph.nodes if node.op == "call_module"}
+    read = {str(node.target).rpartition(".")[0] for graph in graphs for node in graph.nodes if node.op == "get_attr"}
+    islands = {island.path: island for island in captured.steps.islands}
+    for path, module in captured.root.named_modules():
+        if not isinstance(module, LAYER_TYPES) or path in called or path in read:
+            continue
+        above = next((place for place in _above(path) if place in called), None)
+        if above is None:
+            yield path, "forward does not call it"
+        else:
+            island = islands.get(above)
+            why = f": {island.reason}" + (f" ({island.where})" if island.where else "") if island is not None else ""
+            yield path, f"inside {above} ({type(captured.root.get_submodule(above)).__name__}), which stays one call{why}"
+
+
+def _above(path: str) -> Iterator[str]:
+    """Yield the paths of the modules that hold the one at `path`, from the inside out."""
+    while "." in path:
+        path = path.rpartition(".")[0]
+        yield path
+
+
+def _purify(captured: Capture, subject: Subject) -> frozenset[str]:
     """Make the captured graphs pure, by what a run of each in its mode shows of shared memory."""
-    root, both = captured.root, captured.eval_graph
-    inside = mode if mode is not None else FakeTensorMode(allow_non_fake_inputs=True)
-    bare = root if mode is not None else skeleton(root, inside)
+    bare, both = subject.bare, captured.eval_graph
     modes = {module: module.training for module in bare.modules()}
-    observe_memory(captured.train_graph, bare.train(), example, inside)
-    observe_memory(both if both is not None else captured.train_graph, bare.eval(), example, inside)
+    for training, graph in ((True, captured.train_graph), (False, both if both is not None else captured.train_graph)):
+        set_mode(bare, training)
+        observe_memory(graph, bare, subject.example, subject.mode)
     for module, training in modes.items():
         module.training = training
     graphs = [captured.train_graph] if both is None else [captured.train_graph, both]
-    in_place = purify(root, graphs)
+    in_place = purify(captured.root, graphs)
+    for path in in_place:
+        bare.get_submodule(path).inplace = False  # type: ignore[assignment]  # a plain attribute
     for graph in graphs:
         tidy(graph)
     return in_place
 
 
-def layer_graph(
-    graph: fx.Graph, root: nn.Module, example: Example, mode: FakeTensorMode | None = None, like: LayerGraph | None = None
-) -> LayerGraph:
+def layer_graph(graph: fx.Graph, root: nn.Module, example: Example, like: LayerGraph | None = None) -> LayerGraph:
     """Write shapes into a graph and read its layers and features off it; nothing is computed.
 
-    `mode` is the one in which the tensors of `root` are fake, None where they are real; `like` the graph before rewriting.
+    `like` is the layer graph before rewriting.
     """
-    if mode is None:
-        mode = FakeTensorMode(allow_non_fake_inputs=True)
-        bare = skeleton(root, mode)
-    else:
-        bare = root
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    return _layer_graph(graph, root, skeleton(root, mode), example, mode, like)
+
+
+def _layer_graph(
+    graph: fx.Graph, root: nn.Module, bare: nn.Module, example: Example, mode: FakeTensorMode, like: LayerGraph | None = None
+) -> LayerGraph:
     propagate(graph, bare, example, mode)
     if like is None:
         propagate_elsewhere(graph, bare, example, mode)

@@ -1,42 +1,56 @@
-"""Capture a model's forward as fx graphs: one for train mode, and one for eval mode where it differs."""
+"""Capture a model's forward as fx graphs: one for train mode, and one for eval mode where it differs.
+
+Three steps, each tried only where the one before fails: plain fx; proxies that carry fake tensors; and, with these, leaf islands.
+"""
 
 from __future__ import annotations
 
-import copy
 import inspect
-import operator
-import os
-import random
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import _disable_current_modes
 
 from swcompile.errors import SwnetError
-from swcompile.trace.purify import PURE_OPERATORS, WRITES, named_in_place
+from swcompile.trace.batch import free_batch, marked
+from swcompile.trace.copies import set_mode
+from swcompile.trace.interpret import map_in
+from swcompile.trace.lines import line_of
+from swcompile.trace.purify import WRITES, named_in_place
+from swcompile.trace.random_state import random_state
+from swcompile.trace.shapes import Example, Spec, fakes, fixed_sizes
+from swcompile.trace.tracer import LayerTracer, UntraceableError
+from swcompile.trace.valued import ValuedTracer, reason_of
 
-LAYER_TYPES = (
-    nn.Conv1d,
-    nn.Conv2d,
-    nn.Conv3d,
-    nn.ConvTranspose1d,
-    nn.ConvTranspose2d,
-    nn.ConvTranspose3d,
-    nn.Linear,
-)
-WHERE = "swcompile_where"
-"""The key in `node.meta` of the user's file and line."""
 UNREAD = "swcompile_unread"
 """The key in `node.meta` of calls whose result the user's own code ignores: they may count something, and stay."""
 
-_OURS = (os.path.dirname(torch.__file__) + os.sep, os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep)
+
+@dataclass(frozen=True)
+class Island:
+    """A module with layers inside that stays one opaque call, why, and the line that decided it."""
+
+    path: str
+    reason: str
+    where: str
+
+
+@dataclass(frozen=True)
+class Steps:
+    """What tracing did: "plain" fx or "values" (proxies that carry fake tensors), why plain fx was not enough, the islands left.
+
+    `fixed` are the sizes of the input that the result cannot change, though the model can.
+    """
+
+    step: str = "plain"
+    why: str = ""
+    where: str = ""
+    islands: tuple[Island, ...] = ()
+    fixed: tuple[str, ...] = ()
 
 
 @dataclass
@@ -46,207 +60,161 @@ class Capture:
     root: nn.Module
     train_graph: fx.Graph
     eval_graph: fx.Graph | None
+    steps: Steps
 
 
-class _Proxy(fx.Proxy):
-    """A proxy that can be written into: x[:, 0] = y and x += y become nodes, which purification then treats as in-place operations.
+@dataclass(frozen=True)
+class Subject:
+    """What is to be traced: a module that is ours to change, its twin of fake tensors (or itself), and the inputs.
 
-    fx alone turns x += y into x = x + y, and another name for the same tensor would keep the old value.
+    `leaves` are the paths of modules to leave alone.
     """
 
-    def __setitem__(self, index: Any, value: Any) -> None:
-        self.tracer.create_proxy("call_function", operator.setitem, (self, index, value), {})
+    root: nn.Module
+    bare: nn.Module
+    mode: FakeTensorMode
+    example: Example
+    leaves: frozenset[str] = frozenset()
+
+    def train(self, training: bool) -> None:
+        for module in (self.root, self.bare):
+            set_mode(module, training)
 
 
-def _augmented(in_place: Callable[[Any, Any], Any], pure: Callable[[Any, Any], Any]) -> Callable[[_Proxy, Any], fx.Proxy]:
-    def assign(self: _Proxy, other: Any) -> fx.Proxy:
-        return self.tracer.create_proxy("call_function", pure if _is_number(self.node) else in_place, (self, other), {})
-
-    return assign
-
-
-for _in_place, _pure in PURE_OPERATORS.items():
-    setattr(_Proxy, f"__{_in_place.__name__}__", _augmented(_in_place, _pure))
-
-
-def _is_number(node: fx.Node) -> bool:
-    """Whether a node computes with sizes only, which nothing can overwrite."""
-    if node.op == "call_method" and node.target in ("size", "dim", "numel"):
-        return True
-    if node.op == "call_function" and node.target is getattr and node.args[1] in ("shape", "ndim"):
-        return True
-    return node.op == "call_function" and bool(node.all_input_nodes) and all(map(_is_number, node.all_input_nodes))
-
-
-class LayerTracer(fx.Tracer):
-    """Enter a module only if a layer lies inside.
-
-    Everything else stays a call: fewer models fail to trace, norms keep their buffers, and modules go on following `.train()`.
-    """
-
-    proxy_buffer_attributes = True
-
-    def __init__(self, root: nn.Module) -> None:
-        super().__init__()
-        self._holders = _modules_with_layers(root)
-
-    def proxy(self, node: fx.Node) -> fx.Proxy:
-        return _Proxy(node, self)
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        if isinstance(m, LAYER_TYPES) or id(m) not in self._holders:
-            return True
-        return super().is_leaf_module(m, module_qualified_name)
-
-    def create_node(
-        self,
-        kind: str,
-        target: Any,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        name: str | None = None,
-        type_expr: Any | None = None,
-    ) -> fx.Node:
-        node = super().create_node(kind, target, args, kwargs, name, type_expr)
-        node.meta[WHERE] = _user_line()
-        return node
-
-
-def _modules_with_layers(root: nn.Module) -> set[int]:
-    """Return the ids of modules that hold a layer somewhere below them."""
-    parents: dict[int, list[nn.Module]] = {}
-    for module in root.modules():
-        for child in module.children():
-            parents.setdefault(id(child), []).append(module)
-    pending: list[nn.Module] = [module for module in root.modules() if isinstance(module, LAYER_TYPES)]
-    found: set[int] = set()
-    while pending:
-        for parent in parents.get(id(pending.pop()), ()):
-            if id(parent) not in found:
-                found.add(id(parent))
-                pending.append(parent)
-    return found
-
-
-def _user_line() -> str:
-    """Return file:line of the innermost frame that is neither torch's nor ours.
-
-    A walk over frames, not a formatted stack: 10,000 layers cost 20 ms instead of many seconds.
-    """
-    frame = sys._getframe(2)
-    while frame is not None:
-        name = frame.f_code.co_filename
-        if not name.startswith(_OURS) and not name.startswith("<"):
-            return f"{name}:{frame.f_lineno}"
-        frame = frame.f_back  # type: ignore[assignment]  # the outermost frame ends the loop
-    return ""
-
-
-def copy_model(model: nn.Module) -> nn.Module:
-    """Copy a model, parameters included. Raises SwnetError where it cannot be copied."""
-    return _deepcopy(model, {})
-
-
-def skeleton(model: nn.Module, mode: FakeTensorMode) -> nn.Module:
-    """Copy a model with fake parameters and buffers: its structure at no memory, whatever device it is on.
-
-    Fake tensors live on the CPU even for a model on `meta`, so that constants made in `forward` can meet them.
-    """
-    memo: dict[int, Any] = {}
-    with mode:
-        for tensor in (*model.parameters(), *model.buffers()):
-            fake: torch.Tensor = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu")
-            memo[id(tensor)] = nn.Parameter(fake, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else fake
-    return _deepcopy(model, memo)
-
-
-def _deepcopy(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
-    _refuse_lazy(model)
-    try:
-        return copy.deepcopy(model, memo)
-    except Exception as error:
-        raise SwnetError(
-            f"{type(model).__name__} cannot be copied ({type(error).__name__}: {error}); swcompile works on a copy. "
-            "Keep tensors that are results of computations out of the model's attributes, or detach them."
-        ) from error
-
-
-def _refuse_lazy(model: nn.Module) -> None:
-    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        if isinstance(tensor, (nn.parameter.UninitializedParameter, nn.parameter.UninitializedBuffer)):
-            raise SwnetError(f"{name} has no shape yet (a lazy module); run the model once on an example before transforming it.")
-
-
-def capture(root: nn.Module, arguments: int) -> Capture:
-    """Trace `root`, which must be ours to change, in train and in eval mode. The graphs are as the user wrote them, not yet pure.
+def capture(subject: Subject) -> Capture:
+    """Trace in train and in eval mode. The graphs are as the user wrote them, not yet pure.
 
     fx bakes `self.training` into its graphs: functional dropout, stochastic depth and auxiliary heads would stay in the mode of
-    the trace. So both are traced, and only models whose code is the same in both get by with one graph. `arguments` is how many
-    inputs the example has; what it leaves out keeps its default.
+    the trace. So both are traced, and only models whose code is the same in both get by with one graph.
     """
-    modes = {module: module.training for module in root.modules()}
+    root = subject.root
+    modes = [(module, module.training) for top in (root, subject.bare) for module in top.modules()]
     try:
-        train_graph, train_constants = _trace(root.train(), arguments)
-        eval_graph, eval_constants = _trace(root.eval(), arguments)
+        subject.train(True)
+        train_graph, train_constants, steps = _trace(subject)
+        subject.train(False)
+        eval_graph, eval_constants, eval_steps = _trace(subject)
         same = _code(train_graph) == _code(eval_graph) and _equal(train_constants, eval_constants)
-        _register(root, train_graph, train_constants)
+        _register(subject, train_graph, train_constants)
         if not same:
-            eval_graph, eval_constants = _trace(root, arguments)
-            _register(root, eval_graph, eval_constants)
+            _register(subject, eval_graph, _renamed(eval_graph, eval_constants, train_constants))
     finally:
-        for module, training in modes.items():
+        for module, training in modes:
             module.training = training
-    return Capture(root, train_graph, None if same else eval_graph)
+    return Capture(root, train_graph, None if same else eval_graph, _both(steps, eval_steps))
+
+
+def _both(train: Steps, evaluation: Steps) -> Steps:
+    """Return what tracing did in either mode."""
+    further = evaluation if train.step == "plain" else train
+    islands = {island.path: island for island in (*evaluation.islands, *train.islands)}
+    fixed = tuple(sorted({*train.fixed, *evaluation.fixed}))
+    return Steps(further.step, further.why, further.where, tuple(islands.values()), fixed)
 
 
 Constants = dict[str, torch.Tensor]
+_Found = tuple[fx.Graph, Constants, Steps]
 
 
-def _trace(root: nn.Module, arguments: int) -> tuple[fx.Graph, Constants]:
-    """Return the graph of the present mode, and the tensors that forward made without looking at its input."""
-    had = set(root.__dict__)
-    state = {module: (dict(module.__dict__), dict(module._buffers)) for module in root.modules()}
+def _trace(subject: Subject) -> _Found:
+    """Return the graph of the present mode, the tensors that forward made without looking at its input, and what tracing did."""
+    root = subject.root
+    left_out = _left_out(root, len(subject.example))
+    decide = {name: value for name, value in left_out.items() if value is None or isinstance(value, bool)}
     try:
-        with _random_state() as drawn:
-            omitted = _omitted(root, arguments)
-            graph = LayerTracer(root).trace(root, omitted)
-            _restore_names(graph, omitted)
-            _write_back(root, graph, state)
-    except SwnetError:
-        raise
+        return _attempt(subject, LayerTracer(root, decide, subject.leaves), Steps())
+    except Exception as error:
+        first = Steps("values", reason_of(error), line_of(error))
+    try:
+        return _with_values(subject, left_out, first)
     except Exception as error:
         raise SwnetError(
-            f"{type(root).__name__} cannot be traced: {type(error).__name__}: {error} "
-            f"(at {_last_user_line(error) or 'an unknown line'}). torch.fx follows the forward without values; make that line "
-            "independent of tensor values and of control flow over them."
+            f"{type(root).__name__} cannot be traced: {reason_of(error)} (at {line_of(error) or 'an unknown line'}). Its forward "
+            "must not decide by the values of its input; move that line into a submodule, which then stays as it is, or give the "
+            "part that can be traced."
         ) from error
-    if drawn():
-        raise SwnetError(
-            f"The forward of {type(root).__name__} draws random numbers that do not depend on its input, and tracing would freeze "
-            "them. Draw them with a shape taken from the input, as in torch.rand(x.shape[0], 1), or in a module of their own."
-        )
-    fresh = [name for name in root.__dict__ if name not in had and isinstance(root.__dict__[name], torch.Tensor)]
-    return graph, {name: root.__dict__.pop(name) for name in fresh}
 
 
-def _write_back(root: nn.Module, graph: fx.Graph, state: dict[nn.Module, tuple[dict[str, Any], dict[str, Any]]]) -> None:
-    """Turn what forward assigned to buffers into writes, and put the real buffers and attributes back.
+def _with_values(subject: Subject, fixed: Mapping[str, Any], steps: Steps) -> _Found:
+    """Trace with values, and free the graph from the example's batch size where Python has made it a number."""
+
+    def attempt(example: Example) -> _Found:
+        inputs = fakes(example, subject.mode)
+        return _attempt(subject, ValuedTracer(subject.root, subject.bare, inputs, subject.mode, fixed, subject.leaves), steps)
+
+    found = attempt(subject.example)
+    sizes = _fixed(subject, found)
+    names = inspect.signature(subject.root.forward).parameters
+    source = next((name for name, value in zip(names, subject.example, strict=False) if isinstance(value, Spec)), None)
+    if "batch size" in sizes and source is not None:
+        with suppress(Exception):  # a model that takes no other batch, or that loops over it: then it stays as it is
+            freed = attempt(map_in(subject.example, Spec, marked))
+            free_batch(freed[0], source)
+            left = _fixed(subject, freed)
+            if "batch size" not in left:
+                found, sizes = freed, left
+    return found[0], found[1], replace(found[2], fixed=sizes)
+
+
+def _fixed(subject: Subject, found: _Found) -> tuple[str, ...]:
+    graph, constants, _ = found
+    state = _attributes(subject.bare)
+    subject.bare.__dict__.update(constants)
+    try:
+        return fixed_sizes(graph, subject.bare, subject.example, subject.mode)
+    finally:
+        _restore(state)
+
+
+def _attempt(subject: Subject, tracer: LayerTracer, steps: Steps) -> _Found:
+    root = subject.root
+    had = set(root.__dict__)
+    state = _attributes(root)
+    try:
+        with random_state() as drawn:
+            graph = tracer.trace(root)
+            if drawn():
+                raise UntraceableError("it draws random numbers that do not depend on its input, which tracing would freeze")
+        _write_back(root, graph, state)
+        fresh = [name for name in root.__dict__ if name not in had and isinstance(root.__dict__[name], torch.Tensor)]
+        constants = {name: root.__dict__[name] for name in fresh}
+    finally:
+        _restore(state)
+    islands = tuple(Island(path, *why) for path, why in tracer.opaque.items())
+    return graph, constants, replace(steps, islands=islands)
+
+
+def _write_back(root: nn.Module, graph: fx.Graph, state: _State) -> None:
+    """Turn what forward assigned to buffers into writes.
 
     self.n = self.n + 1 leaves a proxy where the buffer was, and would count no further; it becomes self.n.copy_(self.n + 1).
     """
     output = next(node for node in reversed(graph.nodes) if node.op == "output")
     for path, module in root.named_modules():
-        attributes, buffers = state[module]
-        for name, value in module._buffers.items():
-            if isinstance(value, fx.Proxy) and not _writes_to(value.node, f"{path}.{name}".lstrip(".")):
+        for name in state.get(module, ({}, {}))[1]:
+            value, full = module._buffers.get(name), f"{path}.{name}".lstrip(".")
+            if isinstance(value, fx.Proxy) and not value.node._erased and not _writes_to(value.node, full):
                 with graph.inserting_before(output):
-                    buffer = graph.get_attr(f"{path}.{name}".lstrip("."))
-                    graph.call_method("copy_", (buffer, value.node))
+                    graph.call_method("copy_", (graph.get_attr(full), value.node))
+
+
+_State = dict[nn.Module, tuple[dict[str, Any], dict[str, Any]]]
+
+
+def _attributes(root: nn.Module) -> _State:
+    ours = (module for module in root.modules() if not isinstance(module, torch.jit.ScriptModule))
+    return {module: (dict(module.__dict__), dict(module._buffers)) for module in ours}
+
+
+def _restore(state: _State) -> None:
+    """Put the attributes and buffers back that forward assigned while it was traced."""
+    for module, (attributes, buffers) in state.items():
         module._buffers.update(buffers)
-        for name, value in list(module.__dict__.items()):
-            if isinstance(value, fx.Proxy):
-                module.__dict__.pop(name)
-                module.__dict__.update({name: attributes[name]} if name in attributes else {})
+        for name in [name for name, value in module.__dict__.items() if attributes.get(name, module) is not value]:
+            if name in attributes:
+                module.__dict__[name] = attributes[name]
+            else:
+                del module.__dict__[name]
 
 
 def _writes_to(node: fx.Node, path: str) -> bool:
@@ -256,51 +224,12 @@ def _writes_to(node: fx.Node, path: str) -> bool:
     return node.op == "get_attr" and node.target == path
 
 
-def _omitted(root: nn.Module, arguments: int) -> dict[str, Any] | None:
-    """Return the arguments that the example leaves out and whose default decides control flow: None, True and False.
-
-    Tracing takes them as they are, and the result refuses other values; numbers stay arguments.
-    """
+def _left_out(root: nn.Module, arguments: int) -> dict[str, Any]:
+    """Return the arguments that the example leaves out, with their defaults."""
     given = list(inspect.signature(root.forward).parameters.values())
     positional = [place for place in given if place.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD]
     left_out = [*positional[arguments:], *(place for place in given if place.kind is inspect.Parameter.KEYWORD_ONLY)]
-    return {place.name: place.default for place in left_out if place.default is None or isinstance(place.default, bool)} or None
-
-
-def _restore_names(graph: fx.Graph, omitted: dict[str, Any] | None) -> None:
-    """Give arguments that were fixed their names back: fx numbers them."""
-    for node in graph.nodes:
-        name = str(node.target).removesuffix("_1")
-        if node.op == "placeholder" and omitted is not None and name in omitted:
-            node.target = name
-            node._rename(name)
-
-
-@contextmanager
-def _random_state() -> Iterator[Callable[[], bool]]:
-    """Leave the caller's random state as it was. Yields a function that tells whether anything was drawn inside."""
-    before, drawn = _states(), False
-    try:
-        yield lambda: drawn
-    finally:
-        drawn = _told(_states()) != _told(before)
-        with _disable_current_modes():
-            torch.set_rng_state(before[0])
-        random.setstate(before[1])
-        np.random.set_state(before[2])
-
-
-_States = tuple[torch.Tensor, Any, Any]
-
-
-def _states() -> _States:
-    with _disable_current_modes():  # under fake tensors the state would be one, and hold nothing
-        return torch.get_rng_state(), random.getstate(), np.random.get_state()
-
-
-def _told(states: _States) -> tuple[bytes, str, str]:
-    with _disable_current_modes():
-        return states[0].numpy().tobytes(), str(states[1]), str(states[2])
+    return {place.name: place.default for place in left_out if place.default is not inspect.Parameter.empty}
 
 
 def _code(graph: fx.Graph) -> str:
@@ -314,9 +243,20 @@ def _equal(left: Constants, right: Constants) -> bool:
     )
 
 
-def _register(root: nn.Module, graph: fx.Graph, constants: Constants) -> None:
+def _renamed(graph: fx.Graph, constants: Constants, taken: Constants) -> Constants:
+    """Give the constants of one graph names that another does not use: fx numbers both from 0."""
+    names = {name: f"{name}_eval" for name in constants if name in taken}
+    for node in graph.nodes:
+        if node.op == "get_attr":
+            node.target = names.get(str(node.target), node.target)
+    return {names.get(name, name): value for name, value in constants.items()}
+
+
+def _register(subject: Subject, graph: fx.Graph, constants: Constants) -> None:
     """Make tensors that are neither parameters nor buffers into buffers, so that they move with the model; they are not saved."""
-    root.__dict__.update(constants)
+    for module in (subject.root, subject.bare):
+        module.__dict__.update(constants)
+    root = subject.root
     for node in graph.nodes:
         path, _, name = str(node.target).rpartition(".")
         owner = root.get_submodule(path) if node.op == "get_attr" else None
@@ -336,14 +276,3 @@ def tidy(graph: fx.Graph) -> None:
 def _keeps(node: fx.Node) -> bool:
     """Keep calls of modules and whatever fx calls impure: a module nobody reads may still count something."""
     return node.op in ("call_module", "placeholder", "output") or WRITES in node.meta or bool(node.is_impure())
-
-
-def _last_user_line(error: BaseException) -> str:
-    line = ""
-    step = error.__traceback__
-    while step is not None:
-        name = step.tb_frame.f_code.co_filename
-        if not name.startswith(_OURS) and not name.startswith("<"):
-            line = f"{name}:{step.tb_lineno}"
-        step = step.tb_next
-    return line

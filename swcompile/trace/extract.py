@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,13 +13,13 @@ from torch import fx, nn
 
 from swcompile.graph import Feature, GraphBuilder, LayerGraph, Run
 from swcompile.trace import rules
-from swcompile.trace.capture import LAYER_TYPES, WHERE
 from swcompile.trace.inside import look_inside
+from swcompile.trace.layers import LEFT, LayerCall, layer_call
+from swcompile.trace.lines import WHERE
+from swcompile.trace.names import name_of
 from swcompile.trace.purify import SHARED_MEMORY
 from swcompile.trace.shapes import Spec, spec_of
 from swcompile.trace.values import CONSTANT, Value, from_runs, opaque, to_runs
-
-Convolution = (nn.modules.conv._ConvNd,)
 
 
 def extract(graph: fx.Graph, root: nn.Module, name: str, like: LayerGraph | None = None) -> LayerGraph:
@@ -53,11 +54,10 @@ class _Extraction:
         self.values: dict[fx.Node, rules.Result] = {}
         self.order = {node: place for place, node in enumerate(graph.nodes)}
         self.sites: dict[str, int] = {}
-        self.calls: dict[int, int] = {}
-        for node in graph.nodes:
-            if node.op == "call_module":
-                key = id(self.modules[str(node.target)])
-                self.calls[key] = self.calls.get(key, 0) + 1
+        self.layers = {node: call for node in graph.nodes if (call := layer_call(node, self.modules, _shape)) is not None}
+        self.calls = Counter(id(self.modules[str(node.target)]) for node in graph.nodes if node.op == "call_module")
+        self.layer_calls = Counter(call.path for call in self.layers.values())
+        self.weights = _Weights(graph, root, self.layers)
 
     def run(self) -> LayerGraph:
         for node in self.graph.nodes:
@@ -144,17 +144,21 @@ class _Extraction:
             for source in node.all_input_nodes:
                 self._consume_result(source)
             return CONSTANT
-        if rules.is_query(node) or not node.all_input_nodes:
+        if rules.is_query(node) or all(map(self._constant, node.all_input_nodes)):
             return CONSTANT
         module = self.modules.get(str(node.target)) if node.op == "call_module" else None
-        if isinstance(module, LAYER_TYPES):
-            return self._layer(node, module)
-        rule = rules.module_rule(module) if module is not None else rules.RULES.get(node.target)
+        if node in self.layers and spec_of(node) is not None and spec_of(self.layers[node].source) is not None:
+            return self._layer(node, self.layers[node])
+        rule = rules.module_rule(module) if module is not None else rules.rule_of(node)
         if rule is None or SHARED_MEMORY in node.meta:
             return self._unknown(node, module)
         made = rule(node, self)
         lost = isinstance(made, Value) and not made.known and not made.constant
         return self._opaque(node, module) if lost and any(self._known(source) for source in node.all_input_nodes) else made
+
+    def _constant(self, node: fx.Node) -> bool:
+        found = self.values.get(node)
+        return isinstance(found, Value) and found.constant
 
     def _known(self, node: fx.Node) -> bool:
         found = self.values.get(node, CONSTANT)
@@ -177,9 +181,8 @@ class _Extraction:
         pending, seen = [node], {node}
         while pending:
             user = pending.pop(0)
-            module = self.modules.get(str(user.target)) if user.op == "call_module" else None
-            if isinstance(module, LAYER_TYPES):
-                return not isinstance(module, nn.Linear)
+            if user in self.layers:
+                return not self.layers[user].linear
             pending.extend(other for other in user.users if other not in seen)
             seen.update(user.users)
         return False
@@ -194,61 +197,63 @@ class _Extraction:
         sources = [self.value(source) for source in node.all_input_nodes]
         for source in node.all_input_nodes:
             self._consume_result(source)
-        if spec_of(node) is not None and not all(source.constant for source in sources):
-            what = type(module).__name__ if module is not None else str(getattr(node.target, "__name__", node.target))
+        if not rules.is_query(node) and not all(source.constant for source in sources):
+            what = type(module).__name__ if module is not None else name_of(node.target) or str(node.target)
             self.build.opaque.append((f"{node.name} ({what})", str(node.meta.get(WHERE, ""))))
         return opaque(*sources)
 
     # Layers.
 
-    def _layer(self, node: fx.Node, module: Any) -> rules.Result:
-        source, spec = rules.source(node), spec_of(node)
-        if not isinstance(source, fx.Node) or spec is None or spec_of(source) is None:
-            return self._unknown(node, module)
-        axis = len(spec.shape) - 1 if isinstance(module, nn.Linear) else 1
+    def _layer(self, node: fx.Node, call: LayerCall) -> rules.Result:
+        source, spec = call.source, spec_of(node)
+        assert spec is not None
+        axis = len(spec.shape) - 1 if call.linear else 1
         value = self.value(source)
-        refused = self._refusal(node, module, source, value, axis)
+        refused = "named as a leaf" if LEFT in node.meta else self._refusal(call, value, axis)
         point, chain = self._reading_point(node, source)
         chain_params = sum(_params_per_channel(self.modules[str(link.target)]) for link in chain if link.op == "call_module")
         feature = self._feature(point, axis)
-        if len(spec.shape) < 3 and not isinstance(module, nn.Linear):
+        if len(spec.shape) < 3 and not call.linear:
             refused = refused or "unbatched input"
         made = self.build.layer(
-            self._site(node),
+            self._site(call.path),
             feature,
             spec.shape[axis],
             node=node.name,
-            kind=type(module).__name__,
+            kind=call.kind,
             position=self.order[node],
             reads_at=self.order[chain[0] if chain else node],
-            kernel_size=() if isinstance(module, nn.Linear) else tuple(module.kernel_size),
-            groups=getattr(module, "groups", 1),
-            positions=_positions(module, spec, spec_of(source)),
-            bias=module.bias is not None,
+            kernel_size=call.kernel_size,
+            groups=call.groups,
+            positions=_positions(call, spec),
+            bias=call.bias,
             chain=tuple(link.name for link in chain),
             chain_params=chain_params,
-            transposed=getattr(module, "transposed", False),
+            transposed=call.transposed,
             refused=refused,
             where=str(node.meta.get(WHERE, "")),
+            weight=call.weight,
+            rigid=self.weights.why_rigid(call),
         )
         return from_runs(made, axis)
 
-    def _site(self, node: fx.Node) -> str:
-        path = str(node.target)
+    def _site(self, path: str) -> str:
         visit = self.sites.get(path, 0)
         self.sites[path] = visit + 1
         return path if visit == 0 else f"{path}@{visit}"
 
-    def _refusal(self, node: fx.Node, module: Any, source: fx.Node, value: Value, axis: int) -> str | None:
-        if self.calls[id(module)] > 1:
+    def _refusal(self, call: LayerCall, value: Value, axis: int) -> str | None:
+        if self.layer_calls[call.path] > 1:
             return "called at several sites, which would need different wirings"
-        if isinstance(module, Convolution) and module.groups > 1 and module.groups == module.in_channels:
+        source = spec_of(call.source)
+        assert source is not None
+        if call.groups > 1 and call.groups == source.shape[axis]:
             return "depthwise: each channel's identity is the point"
         if value.ids is None or value.constant:
             return "its input channels cannot be traced: an opaque operation lies in front of it"
         if value.axes != (axis,):
             return f"it mixes axis {axis}, but the channels are on axis {', '.join(map(str, value.axes))}"
-        if SHARED_MEMORY in source.meta:
+        if SHARED_MEMORY in call.source.meta:
             return "an in-place operation writes into a view of its input"
         return None
 
@@ -282,7 +287,7 @@ class _Extraction:
 
     @staticmethod
     def _is_join(node: fx.Node) -> bool:
-        rule = rules.RULES.get(node.target)
+        rule = rules.rule_of(node)
         return rule in (rules.concatenated, rules.summed) and len(node.all_input_nodes) > 1
 
     def _feature(self, node: fx.Node, axis: int) -> Feature:
@@ -311,12 +316,49 @@ class _Extraction:
         )
 
 
-def _positions(module: Any, out: Spec, source: Spec | None) -> int:
+def _positions(call: LayerCall, out: Spec) -> int:
     """Return how often per sample the layer's kernel is applied."""
-    assert source is not None
-    if isinstance(module, nn.Linear):
+    if call.linear:
         return math.prod(out.shape[1:-1])
-    return math.prod((source if module.transposed else out).shape[2:])
+    source = spec_of(call.source)
+    assert source is not None
+    return math.prod((source if call.transposed else out).shape[2:])
+
+
+def _shape(node: fx.Node) -> tuple[int, ...] | None:
+    spec = spec_of(node)
+    return None if spec is None else spec.shape
+
+
+class _Weights:
+    """Who uses which parameter: a weight that somebody else relies on must keep its shape."""
+
+    def __init__(self, graph: fx.Graph, root: nn.Module, layers: Mapping[fx.Node, LayerCall]) -> None:
+        self.parameters = dict(root.named_parameters(remove_duplicate=False))
+        self.names: dict[int, list[str]] = {}
+        for name, parameter in self.parameters.items():
+            self.names.setdefault(id(parameter), []).append(name)
+        taken = {node: call for node, call in layers.items() if call.weight}
+        self.read = {
+            str(node.target)
+            for node in graph.nodes
+            if node.op == "get_attr" and any(user not in taken or node is not _weight_node(user) for user in node.users)
+        }
+
+    def why_rigid(self, call: LayerCall) -> str:
+        """Say why the layer's weight cannot lose columns or be masked; "" where it can."""
+        if call.weight not in self.parameters:
+            return "its weight is computed (weight norm, weight standardisation or another parametrization)"
+        names = self.names[id(self.parameters[call.weight])]
+        if len(names) > 1:
+            return f"it shares its weight with {', '.join(name for name in names if name != call.weight)}"
+        if call.weight in self.read:
+            return "the forward reads its weight elsewhere, too"
+        return ""
+
+
+def _weight_node(node: fx.Node) -> object:
+    return node.kwargs.get("weight", node.args[1] if len(node.args) > 1 else None)
 
 
 def _params_per_channel(module: nn.Module) -> int:

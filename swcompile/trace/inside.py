@@ -97,7 +97,7 @@ class _Inside:
         if node.op == "get_attr" or rules.is_query(node) or not node.all_input_nodes:
             return CONSTANT
         module = self.modules.get(str(node.target)) if node.op == "call_module" else None
-        rule = rules.module_rule(module) if module is not None else rules.RULES.get(node.target)
+        rule = rules.module_rule(module) if module is not None else rules.rule_of(node)
         if rule is not None:
             return rule(node, self)
         sources = [self.value(source) for source in node.all_input_nodes]

@@ -14,7 +14,10 @@ from typing import Any
 
 import torch
 from torch import fx, nn
+from torch._ops import OpOverload
 from torch.nn import functional
+
+from swcompile.trace.names import name_of
 
 PURE_OPERATORS: dict[Callable[..., Any], Callable[..., Any]] = {
     operator.iadd: operator.add,
@@ -144,7 +147,7 @@ def named_in_place(node: fx.Node) -> bool:
         return False
     if node.target in PURE_OPERATORS:
         return True
-    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    name = name_of(node.target)
     return name.endswith("_") and not name.endswith("__") and name not in _NOT_WRITING
 
 
@@ -154,9 +157,11 @@ def _in_place_flag(node: fx.Node) -> bool:
 
 def _pure_function(function: Any) -> Callable[..., Any] | None:
     """Return torch.relu for torch.relu_, functional.elu for functional.elu_, and so on."""
-    name = getattr(function, "__name__", "")
+    name = name_of(function)
     if not name.endswith("_") or name.startswith("_"):
         return None
+    if isinstance(function, OpOverload):
+        return getattr(getattr(torch.ops.aten, name[:-1], None), function._overloadname, None)
     for home in (torch, functional):
         if getattr(home, name, None) is function:
             return getattr(home, name[:-1], None) or getattr(functional, name[:-1], None)
@@ -210,8 +215,7 @@ def _piece(node: fx.Node) -> fx.Node | None:
 
 
 def _is_split(node: fx.Node) -> bool:
-    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-    return node.op in ("call_function", "call_method") and name in ("chunk", "split", "tensor_split", "unbind")
+    return node.op in ("call_function", "call_method") and name_of(node.target) in ("chunk", "split", "tensor_split", "unbind")
 
 
 def _shares(node: fx.Node) -> bool:
@@ -220,8 +224,8 @@ def _shares(node: fx.Node) -> bool:
 
 
 def is_view(node: fx.Node) -> bool:
-    if node.op == "call_method":
-        return node.target in _VIEW_METHODS
+    if node.op == "call_method" or isinstance(node.target, OpOverload):
+        return name_of(node.target) in _VIEW_METHODS
     return (
         node.op == "call_function"
         and node.target in _VIEW_FUNCTIONS

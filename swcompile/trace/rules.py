@@ -13,8 +13,10 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from torch import fx, nn
+from torch._ops import OpOverload
 from torch.nn import functional
 
+from swcompile.trace.names import name_of
 from swcompile.trace.shapes import SHAPE, Spec, spec_of
 from swcompile.trace.values import CONSTANT, Value, opaque, permute, reshape
 
@@ -91,7 +93,6 @@ POOLING_MODULES: tuple[type[nn.Module], ...] = (
     nn.modules.padding._ReplicationPadNd,
     nn.modules.padding._CircularPadNd,
 )
-QUERIES = frozenset("size dim numel stride is_contiguous ndimension nelement element_size data_ptr get_device".split())
 
 
 def source(node: fx.Node) -> Any:
@@ -100,12 +101,16 @@ def source(node: fx.Node) -> Any:
 
 
 def is_query(node: fx.Node) -> bool:
-    """Whether a node asks for a size or type and not for values."""
-    if node.op == "call_method":
-        return node.target in QUERIES
-    if node.op == "call_function" and node.target is getattr:
-        return node.args[1] in ("shape", "dtype", "device", "ndim", "is_cuda", "requires_grad", "T")
-    return node.op == "call_function" and node.target in (len, torch.numel)
+    """Whether a node's value is neither a tensor nor made of any: a size, a type, an answer."""
+    return SHAPE in node.meta and not _holds_tensor(node.meta[SHAPE])
+
+
+def _holds_tensor(value: Any) -> bool:
+    if isinstance(value, dict):
+        return any(map(_holds_tensor, value.values()))
+    if isinstance(value, tuple | list):
+        return any(map(_holds_tensor, value))
+    return isinstance(value, Spec) or type(value).__module__ not in ("builtins", "torch")
 
 
 def same(node: fx.Node, context: Context) -> Result:
@@ -137,7 +142,7 @@ def permuted(node: fx.Node, context: Context) -> Result:
 
 
 def _order(node: fx.Node, rank: int) -> list[int] | None:
-    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    name = name_of(node.target)
     given = list(_flat((*node.args[1:], *(v for k, v in node.kwargs.items() if k != "input"))))
     if not all(isinstance(item, int) for item in given):
         return None
@@ -200,7 +205,7 @@ def split(node: fx.Node, context: Context) -> Result:
     """Carry channels through chunk and split: a list of values."""
     value, old = context.value(source(node)), spec_of(source(node))
     pieces = node.meta.get(SHAPE)
-    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    name = name_of(node.target)
     default = 1 if name in ("chunk", "split", "tensor_split") else 0
     dim = node.kwargs.get("dim", node.args[default + 1] if len(node.args) > default + 1 else 0)
     if value.ids is None or old is None or not isinstance(pieces, tuple | list) or not isinstance(dim, int):
@@ -272,6 +277,21 @@ def item(node: fx.Node, context: Context) -> Result:
     for rest in range(axis, len(spec.shape)):
         moved[rest] = out + rest - axis
     return Value(ids, tuple(moved[axis] for axis in value.axes))
+
+
+def attribute(node: fx.Node, context: Context) -> Result:
+    """Carry channels through attributes that are tensors: x.T, x.mT, x.data."""
+    base, name = node.args[0], node.args[1]
+    value, old = context.value(base), spec_of(base) if isinstance(base, fx.Node) else None
+    if old is None or name not in ("T", "mT", "H", "mH", "data", "real"):
+        return opaque(value)
+    rank = len(old.shape)
+    order = list(range(rank))
+    if name == "T":
+        order.reverse()
+    elif name in ("mT", "H", "mH"):
+        order[-2:] = order[:-3:-1]
+    return permute(value, order)
 
 
 def narrowed(node: fx.Node, context: Context) -> Result:
@@ -348,8 +368,7 @@ def _table(names: Iterable[str], rule: Rule) -> dict[object, Rule]:
         for home in (torch, functional, operator):
             if callable(function := getattr(home, name, None)):
                 found[function] = rule
-        if hasattr(torch.Tensor, name):
-            found[name] = rule
+        found[name] = rule
     return found
 
 
@@ -365,9 +384,17 @@ RULES: dict[object, Rule] = {
     **_table(SUMS, summed),
     **_table(PRODUCTS, product),
     operator.getitem: item,
+    getattr: attribute,
     operator.neg: same,
 }
 """From a function, or the name of a tensor method, to its rule."""
+
+
+def rule_of(node: fx.Node) -> Rule | None:
+    """Return the rule for a function, a method or an ATen operator, or None where it is opaque."""
+    if isinstance(node.target, OpOverload):
+        return RULES.get(name_of(node.target))
+    return RULES.get(node.target)
 
 
 def declare(function: Callable[..., Any], rule: Rule) -> None:

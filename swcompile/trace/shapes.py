@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -11,11 +12,15 @@ from typing import Any
 import torch
 from torch import fx, nn
 from torch._guards import detect_fake_mode
-from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 
 from swcompile.errors import NothingToDoError, SwnetError
-from swcompile.trace.capture import LAYER_TYPES, WHERE, skeleton
+from swcompile.trace.copies import set_mode, skeleton
+from swcompile.trace.interpret import map_in, run_module, tensors, thawed
+from swcompile.trace.layers import LAYER_TYPES
+from swcompile.trace.lines import WHERE
 from swcompile.trace.purify import MEMORY, WRITTEN
+from swcompile.trace.random_state import random_state
 
 SHAPE = "swcompile_shape"
 """The key in `node.meta` of a value's (shape, dtype), or of a list of them."""
@@ -26,7 +31,7 @@ IMAGE_SIZES = (32, 224, 64, 28, 96, 128, 256, 299, 512)
 STRIDED_IMAGE_SIZES = (224, 299, 256, 128, 64, 32, 96, 512, 28)
 """For first layers with a stride: those networks were made for large images."""
 SIGNAL_LENGTHS = (1024, 256, 4096, 16000, 64)
-VOLUME_SIZES = ((16, 112, 112), (8, 64, 64), (16, 32, 32), (32, 224, 224))
+VOLUME_SIZES = ((16, 112, 112), (8, 64, 64), (16, 32, 32), (16, 224, 224), (32, 224, 224))
 SMALLEST_MAP = 4
 """An inferred image is large enough when the last layers still see maps of this size, unless no size is."""
 BATCH = 2
@@ -55,19 +60,13 @@ Example = tuple[Any, ...]
 def describe_inputs(inputs: object) -> Example:
     """Turn a user's example inputs (a tensor, or a tuple or list of arguments) into specs."""
     arguments = tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,)
-    return tuple(_map(argument, torch.Tensor, lambda tensor: Spec(tuple(tensor.shape), tensor.dtype)) for argument in arguments)
+    return tuple(map_in(argument, torch.Tensor, lambda tensor: Spec(tuple(tensor.shape), tensor.dtype)) for argument in arguments)
 
 
-def _map(value: Any, kind: type, function: Any) -> Any:
-    if isinstance(value, kind):
-        return function(value)
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*(_map(item, kind, function) for item in value))
-    if isinstance(value, tuple | list):
-        return type(value)([_map(item, kind, function) for item in value])
-    if isinstance(value, Mapping):
-        return {key: _map(item, kind, function) for key, item in value.items()}
-    return value
+def fakes(example: Example, mode: FakeTensorMode) -> tuple[Any, ...]:
+    """Return fake inputs of an example's shapes."""
+    with mode:
+        return tuple(map_in(argument, Spec, Spec.fake) for argument in example)
 
 
 def infer_example(model: nn.Module) -> Example:
@@ -81,8 +80,15 @@ def infer_example(model: nn.Module) -> Example:
     if first is None:
         raise NothingToDoError(f"{type(model).__name__} has no convolution, linear or embedding layer: there is nothing to rewire.")
     best: tuple[int, Example] | None = None
-    mode = FakeTensorMode()
-    copy = skeleton(model, mode).train()
+    needed = _required_arguments(model)
+    if len(needed) != 1:
+        raise SwnetError(
+            f"{type(model).__name__} takes {len(needed)} inputs ({', '.join(needed)}), which cannot be inferred; pass "
+            "example_inputs, a tuple with one example for each."
+        )
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    copy = skeleton(model, mode)
+    set_mode(copy, True)
     problem: Exception | None = None
     for example in _guesses(first):
         try:
@@ -101,6 +107,13 @@ def infer_example(model: nn.Module) -> Example:
             "--input 1x3x224x224 on the command line."
         )
     return best[1]
+
+
+def _required_arguments(model: nn.Module) -> list[str]:
+    """Return the names of the inputs that a model's forward cannot do without; *args count as one."""
+    places = list(inspect.signature(model.forward).parameters.values())
+    needed = [place for place in places if place.default is place.empty and place.kind is not place.VAR_KEYWORD]
+    return [place.name for place in needed] or [place.name for place in places[:1]]
 
 
 def _guesses(first: nn.Module) -> Iterator[Example]:
@@ -136,7 +149,10 @@ def _smallest_map(model: nn.Module, example: Example, mode: FakeTensorMode) -> i
     handles = [module.register_forward_hook(watch) for module in convolutions]
     try:
         with _quiet(), mode, torch.no_grad():
-            model(*(_map(argument, Spec, Spec.fake) for argument in example))
+            model(*fakes(example, mode))
+    except (DataDependentOutputException, DynamicOutputShapeException):
+        if len(sides) == 1:  # it decides by values before any layer has accepted the input
+            raise
     finally:
         for handle in handles:
             handle.remove()
@@ -155,26 +171,37 @@ def _quiet() -> Iterator[None]:
         logger.disabled = before
 
 
-class _ShapeProp(fx.Interpreter):
-    """Run a graph on fake tensors and note the shape and dtype of each value."""
+class _FakeRun(fx.Interpreter):
+    """Run a graph on fake tensors as its generated code would run."""
+
+    def fetch_args_kwargs_from_env(self, n: fx.Node) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        args, kwargs = super().fetch_args_kwargs_from_env(n)
+        return thawed(args), thawed(kwargs)
+
+    def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return run_module(self.fetch_attr(target), args, kwargs)
+
+
+class _ShapeProp(_FakeRun):
+    """Note the shape and dtype of each value."""
 
     key = SHAPE
 
     def run_node(self, n: fx.Node) -> Any:
         result = super().run_node(n)
-        n.meta[self.key] = _map(result, torch.Tensor, lambda tensor: Spec(tuple(tensor.shape), tensor.dtype))
+        n.meta[self.key] = map_in(result, torch.Tensor, lambda tensor: Spec(tuple(tensor.shape), tensor.dtype))
         return result
 
 
-class _MemoryProp(fx.Interpreter):
-    """Run a graph on fake tensors and note which storages each value lives in, and which inputs each call overwrites."""
+class _MemoryProp(_FakeRun):
+    """Note which storages each value lives in, and which inputs each call overwrites."""
 
     mode = "train"
 
     def run_node(self, n: fx.Node) -> Any:
         before = {source: _versions(self.env[source]) for source in n.all_input_nodes}
         result = super().run_node(n)
-        storages = frozenset((self.mode, tensor.untyped_storage()._cdata) for tensor in _tensors(result))
+        storages = frozenset((self.mode, tensor.untyped_storage()._cdata) for tensor in tensors(result))
         n.meta[MEMORY] = n.meta.get(MEMORY, frozenset()) | storages
         written = tuple(source for source, versions in before.items() if _versions(self.env[source]) != versions)
         if written:
@@ -182,14 +209,8 @@ class _MemoryProp(fx.Interpreter):
         return result
 
 
-def _tensors(value: Any) -> list[torch.Tensor]:
-    found: list[torch.Tensor] = []
-    _map(value, torch.Tensor, found.append)
-    return found
-
-
 def _versions(value: Any) -> list[int]:
-    return [tensor._version for tensor in _tensors(value)]
+    return [tensor._version for tensor in tensors(value)]
 
 
 def observe_memory(graph: fx.Graph, root: nn.Module, example: Example, mode: FakeTensorMode) -> None:
@@ -200,10 +221,9 @@ def observe_memory(graph: fx.Graph, root: nn.Module, example: Example, mode: Fak
     """
     try:
         with _quiet(), mode, torch.no_grad():
-            fakes = tuple(_map(argument, Spec, Spec.fake) for argument in example)
             run = _MemoryProp(fx.GraphModule(root, graph), garbage_collect_values=False)
             run.mode = "train" if root.training else "eval"
-            run.run(*fakes)
+            run.run(*fakes(example, mode))
     except Exception:  # the same run follows on the purified graph, and reports it
         for node in graph.nodes:
             node.meta.pop(MEMORY, None)
@@ -229,8 +249,7 @@ def propagate(graph: fx.Graph, root: nn.Module, example: Example, mode: FakeTens
     _check_arity(graph, example)
     try:
         with _quiet(), mode, torch.no_grad():
-            fakes = tuple(_map(argument, Spec, Spec.fake) for argument in example)
-            _ShapeProp(fx.GraphModule(root, graph), garbage_collect_values=True).run(*fakes)
+            _ShapeProp(fx.GraphModule(root, graph), garbage_collect_values=True).run(*fakes(example, mode))
     except DataDependentOutputException as error:
         raise SwnetError(
             f"{type(root).__name__} cannot be traced: {_culprit(graph, root)} decides by the values of its input, which tracing "
@@ -251,13 +270,40 @@ def propagate_elsewhere(graph: fx.Graph, root: nn.Module, example: Example, mode
     """
     try:
         with _quiet(), mode, torch.no_grad():
-            fakes = tuple(_map(argument, Spec, lambda spec: _odd(spec).fake()) for argument in example)
             run = _ShapeProp(fx.GraphModule(root, graph), garbage_collect_values=True)
             run.key = ELSEWHERE
-            run.run(*fakes)
+            run.run(*fakes(map_in(example, Spec, _odd), mode))
     except Exception:  # whatever a model raises at a size that it was not made for
         for node in graph.nodes:
             node.meta.pop(ELSEWHERE, None)
+
+
+def fixed_sizes(graph: fx.Graph, root: nn.Module, example: Example, mode: FakeTensorMode) -> tuple[str, ...]:
+    """Say which sizes of its input a graph is fixed to though the model is not: "batch size", "image size".
+
+    Python that decides by a size (a loop over the batch) is traced with the example's. `root` must be in the graph's mode.
+    """
+    other = {"batch size": _larger, "image size": _odd}
+    return tuple(name for name, change in other.items() if not _agree(graph, root, map_in(example, Spec, change), mode))
+
+
+def _agree(graph: fx.Graph, root: nn.Module, example: Example, mode: FakeTensorMode) -> bool:
+    """Whether the graph gives the shapes that the model gives; or the model does not take such inputs itself."""
+    inputs = fakes(example, mode)
+    with _quiet(), random_state(), mode, torch.no_grad():
+        try:
+            wanted = run_module(root, inputs, {})
+        except Exception:  # whatever a model raises at a size that it was not made for
+            return True
+        try:
+            made = _FakeRun(fx.GraphModule(root, graph)).run(*inputs)
+        except Exception:  # and whatever a graph does that was traced at another
+            return False
+    return [tensor.shape for tensor in tensors(made)] == [tensor.shape for tensor in tensors(wanted)]
+
+
+def _larger(spec: Spec) -> Spec:
+    return Spec((spec.shape[0] + 1, *spec.shape[1:]), spec.dtype) if spec.shape else spec
 
 
 def _odd(spec: Spec) -> Spec:

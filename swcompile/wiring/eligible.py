@@ -106,6 +106,8 @@ def _structural(layer: Layer, graph: LayerGraph, options: Options) -> str | None
         return "it works at 1x1 resolution, as gates and pooled vectors do"
     if layer.name in graph.heads and not options.head:
         return "a head: nothing reads its output further on (head=True includes it)"
+    if layer.rigid and options.density < 1:
+        return f"{layer.rigid}, so it cannot lose channels (density=1 can rewire it)"
     return _behind_opaque(graph, feature)
 
 

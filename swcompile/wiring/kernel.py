@@ -12,7 +12,7 @@ What the paper leaves open is decided here so:
 - Links that find no free node stay (which of a source's links, is drawn), and an output channel left with fewer than
   `min_in_degree` inputs takes moved links of its own back.
 - A moved link has its new reader's kernel. budget="links" leaves it at that; budget="params" takes moves back at random, to
-  larger kernels or to smaller ones, until the parameters are the original's to within one kernel.
+  larger kernels or to smaller ones, until the weights of the links are as many as before to within one kernel.
 """
 
 from __future__ import annotations
@@ -77,6 +77,8 @@ def _refusal(graph: LayerGraph, layer: Layer) -> str | None:
         return layer.refused
     if layer.kind not in MASKABLE:
         return f"a {layer.kind}: only {', '.join(MASKABLE)} can be masked link by link"
+    if layer.rigid:
+        return f"{layer.rigid}, so it cannot be masked (wiring='block' at density=1 can rewire it)"
     if layer.depthwise:
         return "depthwise: each output channel belongs to one input channel"
     if layer.groups > 1:

@@ -191,9 +191,9 @@ def test_an_opaque_value_is_one_producer_for_all_of_its_readers_however_late_the
     assert again.fingerprint == graph.fingerprint
 
 
-def _traced(between: Callable[[Between, Tensor, Tensor], Tensor]) -> tuple[fx.Graph, nn.Module, Example, None, LayerGraph]:
+def _traced(between: Callable[[Between, Tensor, Tensor], Tensor]) -> tuple[fx.Graph, nn.Module, Example, LayerGraph]:
     traced = trace(Between(between, 12), X)
-    return traced.train_graph, traced.root, traced.example, None, traced.graph
+    return traced.train_graph, traced.root, traced.example, traced.graph
 
 
 def test_what_an_opaque_operation_reads_is_not_dead() -> None:

@@ -10,8 +10,8 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F  # as users write it
 
 import swnet
-from swcompile.trace.capture import LayerTracer
 from swcompile.trace.purify import SHARED_MEMORY, is_view, purify, purify_graph
+from swcompile.trace.tracer import LayerTracer
 
 X = torch.linspace(-2, 2, 24).view(2, 3, 4)
 

@@ -1,0 +1,69 @@
+"""Copies of a user's model: a whole one to work on, and one without weights to ask for shapes."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+
+from swcompile.errors import SwnetError
+
+
+def copy_model(model: nn.Module) -> nn.Module:
+    """Copy a model, parameters included. Raises SwnetError where it cannot be copied."""
+    return _deepcopy(model, {})
+
+
+def skeleton(model: nn.Module, mode: FakeTensorMode) -> nn.Module:
+    """Copy a model with fake parameters and buffers: its structure at no memory, whatever device it is on.
+
+    Fake tensors live on the CPU even for a model on `meta`, so that constants made in `forward` can meet them.
+    """
+    memo: dict[int, Any] = {}
+    with mode:
+        for tensor in (*model.parameters(), *model.buffers()):
+            fake: torch.Tensor = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu")
+            memo[id(tensor)] = nn.Parameter(fake, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else fake
+    return _deepcopy(model, memo)
+
+
+def _deepcopy(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
+    _refuse_lazy(model)
+    try:
+        with copying_fakes(lambda fake: fake):
+            return copy.deepcopy(model, memo)
+    except Exception as error:
+        raise SwnetError(
+            f"{type(model).__name__} cannot be copied ({type(error).__name__}: {error}); swcompile works on a copy. "
+            "Keep tensors that are results of computations out of the model's attributes, or detach them."
+        ) from error
+
+
+def set_mode(module: nn.Module, training: bool) -> None:
+    """Put a module into train or eval mode the way its class does it; an exported program, which has one mode, is only marked."""
+    try:
+        module.train(training)
+    except NotImplementedError:
+        module.training = training
+
+
+@contextmanager
+def copying_fakes(copied: Callable[[FakeTensor], torch.Tensor]) -> Iterator[None]:
+    """Say what deepcopy makes of a fake tensor among a module's attributes: torch would copy memory that is not there."""
+    kind: Any = FakeTensor
+    kind.__deepcopy__ = lambda fake, memo: memo.setdefault(id(fake), copied(fake))
+    try:
+        yield
+    finally:
+        del kind.__deepcopy__
+
+
+def _refuse_lazy(model: nn.Module) -> None:
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if isinstance(tensor, (nn.parameter.UninitializedParameter, nn.parameter.UninitializedBuffer)):
+            raise SwnetError(f"{name} has no shape yet (a lazy module); run the model once on an example before transforming it.")

@@ -1,0 +1,44 @@
+"""Lines of the user's code: where a node was made, where an exception came from."""
+
+from __future__ import annotations
+
+import os
+import sys
+from types import FrameType
+
+import torch
+
+WHERE = "swcompile_where"
+"""The key in `node.meta` of the user's file and line."""
+
+_OURS = (os.path.dirname(torch.__file__) + os.sep, os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep)
+
+
+def is_users(frame: FrameType) -> bool:
+    """Whether a frame runs code that is neither torch's nor ours nor generated."""
+    name = frame.f_code.co_filename
+    return not name.startswith(_OURS) and not name.startswith("<")
+
+
+def user_line(depth: int = 1) -> str:
+    """Return file:line of the innermost frame of the user's, `depth` frames above the caller at least.
+
+    A walk over frames, not a formatted stack: 10,000 layers cost 20 ms instead of many seconds.
+    """
+    frame: FrameType | None = sys._getframe(depth + 1)
+    while frame is not None:
+        if is_users(frame):
+            return f"{frame.f_code.co_filename}:{frame.f_lineno}"
+        frame = frame.f_back
+    return ""
+
+
+def line_of(error: BaseException) -> str:
+    """Return file:line of the innermost frame of the user's that an exception came through."""
+    line = ""
+    step = error.__traceback__
+    while step is not None:
+        if is_users(step.tb_frame):
+            line = f"{step.tb_frame.f_code.co_filename}:{step.tb_lineno}"
+        step = step.tb_next
+    return line
