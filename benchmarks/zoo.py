@@ -1,0 +1,257 @@
+"""Does it hold on the models that people have? Every torchvision model is transformed, compared with the original and trained.
+
+    python -m benchmarks.zoo                      all of them; needs torchvision and hours
+    python -m benchmarks.zoo resnet swin_t        those whose names contain one of these
+
+A model passes when at p = 0 outputs, gradients and buffers equal the original's to the bit, in train mode (same random state,
+dropout, stochastic depth and auxiliary heads on) and in eval mode; and at p = 0.3 outputs are finite and of the same structure,
+every parameter that had a gradient has one, the number of parameters and the keys of the state dict are the original's, and the model
+runs at another batch size, and at another image size wherever plain tracing sufficed. Of detectors the backbone is examined, since
+their own forward decides by values. A model may be refused, with a reason; it may not fail.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import gc
+import json
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+import swnet
+from benchmarks.record import RESULTS, provenance, write_whole
+from benchmarks.vision import torchvision_models
+from swcompile.trace import trace_structure
+
+FAMILIES = ("classification", "segmentation", "video", "quantization", "optical_flow", "detection")
+SIDES = (64, 128, 224, 299)
+VOLUMES = ((8, 64, 64), (16, 64, 64), (16, 112, 112), (16, 224, 224))
+P = 0.3
+console = Console()
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model of the zoo: how to build it, how many inputs it takes, and which part of it is examined."""
+
+    name: str
+    family: str
+    build: Callable[..., nn.Module]
+    inputs: int = 1
+    part: str = ""
+
+
+@dataclass
+class Outcome:
+    """What came of a model. `outcome` is "passed", "refused" or "failed", both with a reason; `moved` is the share of its links."""
+
+    name: str
+    family: str
+    outcome: str = "failed"
+    reason: str = ""
+    shape: tuple[int, ...] = ()
+    step: str = ""
+    islands: int = 0
+    fixed: tuple[str, ...] = ()
+    layers: int = 0
+    moved: float = 0.0
+    params: int = 0
+    trace_s: float = 0.0
+    seconds: float = 0.0
+
+
+def cases() -> Iterator[Case]:
+    """Yield every model that torchvision lists."""
+    models = torchvision_models()
+    homes = {"classification": models, "quantization": models.quantization}
+    for family in FAMILIES:
+        home = homes.get(family) or getattr(models, family)
+        for name in models.list_models(module=home):
+            build = models.get_model_builder(name)
+            if family == "detection":
+                yield Case(name, family, lambda build=build: build(weights=None, weights_backbone=None), part="backbone")
+            elif family == "segmentation":
+                yield Case(name, family, lambda build=build: build(weights=None, weights_backbone=None, aux_loss=True))
+            elif family == "quantization":
+                yield Case(name, family, lambda build=build: build(weights=None, quantize=False))
+            elif name in ("googlenet", "inception_v3"):
+                yield Case(name, family, lambda build=build: build(weights=None, init_weights=False))
+            else:
+                yield Case(name, family, lambda build=build: build(weights=None), 2 if family == "optical_flow" else 1)
+
+
+def examine(case: Case) -> Outcome:
+    """Put one model through everything; what it raises becomes a failure, with the last line of the traceback."""
+    outcome, start = Outcome(case.name, case.family), time.perf_counter()
+    try:
+        _examine(case, outcome)
+        outcome.outcome = "passed"
+    except swnet.SwnetError as error:
+        outcome.outcome, outcome.reason = "refused", str(error)
+    except Exception as error:
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        outcome.reason = f"{type(error).__name__}: {error} ({where.name}, line {where.lineno})"
+    outcome.seconds = round(time.perf_counter() - start, 1)
+    return outcome
+
+
+def _examine(case: Case, outcome: Outcome) -> None:
+    torch.manual_seed(0)
+    model = case.build()
+    model = model.get_submodule(case.part) if case.part else model
+    size = _size(model, case.inputs)
+    inputs = _inputs(size, case.inputs)
+    start = time.process_time()
+    traced = trace_structure(model, inputs)
+    outcome.trace_s = round(time.process_time() - start, 2)
+    outcome.shape, outcome.layers, outcome.step = size, len(traced.graph.layers), traced.steps.step
+    outcome.islands, outcome.fixed = len(traced.steps.islands), traced.steps.fixed
+    outcome.params = sum(parameter.numel() for parameter in model.parameters())
+    _same_at_p_0(model, inputs)
+    gc.collect()
+    _sound_when_rewired(model, inputs, outcome)
+
+
+def _size(model: nn.Module, inputs: int) -> tuple[int, ...]:
+    """Return the smallest of the usual input sizes that the model takes, by a trace without weights."""
+    volumes = any(isinstance(module, nn.Conv3d) for module in model.modules())
+    problem: Exception | None = None
+    for size in VOLUMES if volumes else ((side, side) for side in (SIDES if inputs == 1 else SIDES[1:])):
+        shape = (2, 3, *size)
+        try:
+            trace_structure(model, _inputs(shape, inputs))
+        except swnet.SwnetError as error:
+            problem = error
+        else:
+            return shape
+    raise problem if problem is not None else AssertionError
+
+
+def _inputs(shape: tuple[int, ...], count: int) -> tuple[Tensor, ...]:
+    generator = torch.Generator().manual_seed(1)
+    return tuple(torch.rand(shape, generator=generator) for _ in range(count))
+
+
+def _run(model: nn.Module, inputs: tuple[Tensor, ...], training: bool) -> tuple[Any, dict[str, Tensor | None]]:
+    """Return the outputs, and in train mode the gradients of their sum."""
+    model.train(training)
+    torch.manual_seed(2)
+    model.zero_grad()
+    with torch.set_grad_enabled(training):
+        made = model(*inputs)
+        if training:
+            floats = [value for value in _tensors(made) if value.requires_grad]
+            torch.stack([value.float().square().mean() for value in floats]).sum().backward()
+    return made, {name: parameter.grad for name, parameter in model.named_parameters()}
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    return [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
+
+
+def _same_at_p_0(model: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    rewired = swnet.transform(model, inputs, p=0.0)
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    for training in (True, False):
+        made = [_run(one, inputs, training) for one in (model, rewired)]
+        (ours, grads), (theirs, others) = made
+        _equal(f"outputs, training={training}", _tensors(ours), _tensors(theirs))
+        _equal(f"gradients, training={training}", list(grads.values()), list(others.values()))
+        _equal("buffers", list(model.state_dict().values()), list(rewired.state_dict().values()))
+    model.load_state_dict(state)
+    model.zero_grad()
+
+
+def _equal(what: str, ours: Sequence[Tensor | None], theirs: Sequence[Tensor | None]) -> None:
+    assert len(ours) == len(theirs), f"{what} at p = 0: {len(ours)} and {len(theirs)}"
+    for place, (one, other) in enumerate(zip(ours, theirs, strict=True)):
+        same = one is other is None or (one is not None and other is not None and torch.equal(one, other))
+        nan = one is not None and other is not None and one.isnan().any() and other.isnan().equal(one.isnan())
+        assert same or nan, f"{what} at p = 0 differ in number {place}"
+
+
+def _sound_when_rewired(model: nn.Module, inputs: tuple[Tensor, ...], outcome: Outcome) -> None:
+    rewired = swnet.transform(model, inputs, p=P)
+    assert list(rewired.state_dict()) == list(model.state_dict()), "other keys in the state dict"
+    count = sum(parameter.numel() for parameter in rewired.parameters())
+    assert count == outcome.params == swnet.ledger(rewired).after.params, "another number of parameters"
+    for training in (True, False):
+        wanted, grads = _run(model, inputs, training)
+        made, others = _run(rewired, inputs, training)
+        assert pytree.tree_structure(made) == pytree.tree_structure(wanted), "outputs of another structure"
+        finite = all(value.isfinite().all() for value in _tensors(wanted))
+        assert not finite or all(value.isfinite().all() for value in _tensors(made)), "outputs that are not finite"
+        lost = [name for name, grad in grads.items() if grad is not None and others[name] is None]
+        assert not lost, f"no gradient any more: {', '.join(lost[:3])}"
+    _runs_at(rewired, model, (inputs[0].shape[0] + 1, *inputs[0].shape[1:]), len(inputs))
+    if outcome.step == "plain":
+        larger = tuple(side + 32 for side in inputs[0].shape[-2:])
+        _runs_at(rewired, model, (*inputs[0].shape[:-2], *larger), len(inputs))
+    ledger = swnet.ledger(rewired)
+    outcome.moved = round(ledger.links_moved / max(ledger.before.links, 1), 4)
+
+
+def _runs_at(rewired: nn.Module, model: nn.Module, shape: tuple[int, ...], count: int) -> None:
+    """Run at another size, if the original does."""
+    inputs = _inputs(shape, count)
+    try:
+        wanted, _ = _run(model, inputs, False)
+    except Exception:  # whatever a model raises at a size that it was not made for
+        return
+    made, _ = _run(rewired, inputs, False)
+    assert [value.shape for value in _tensors(made)] == [value.shape for value in _tensors(wanted)], f"other shapes at {shape}"
+
+
+def table(outcomes: Sequence[Outcome]) -> Table:
+    """Return one row a model."""
+    made = Table(title="torchvision's models", box=box.SIMPLE_HEAD)
+    for heading in ("model", "outcome", "tracing", "layers", "moved", "trace CPU s", "reason"):
+        made.add_column(heading)
+    for one in outcomes:
+        tracing = one.step + (f", {one.islands} islands" if one.islands else "") + "".join(f", fixed {what}" for what in one.fixed)
+        reason = one.reason.splitlines()[0][:60] if one.reason else ""
+        made.add_row(one.name, one.outcome, tracing, str(one.layers), f"{one.moved:.2f}", f"{one.trace_s:.1f}", reason)
+    return made
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Examine the models, print the table, keep the outcomes. Those of an earlier run of the same commit are not run again."""
+    parser = argparse.ArgumentParser(description="Transform every torchvision model and compare it with the original.")
+    parser.add_argument("names", nargs="*", help="parts of names; all models where none is given")
+    parser.add_argument("--families", nargs="*", default=list(FAMILIES), choices=FAMILIES)
+    parser.add_argument("--no-record", action="store_true", help="print only; leave the results folder as it is")
+    options = parser.parse_args(arguments)
+    wanted = [
+        case
+        for case in cases()
+        if case.family in options.families and (not options.names or any(name in case.name for name in options.names))
+    ]
+    outcomes = []
+    for place, case in enumerate(wanted, 1):
+        outcomes.append(examine(case))
+        last = outcomes[-1]
+        console.print(
+            f"{place}/{len(wanted)} {case.name}: {last.outcome} {last.seconds:.0f} s {last.reason[:300]}", highlight=False
+        )
+        gc.collect()
+        if not options.no_record:
+            rows = [dataclasses.asdict(outcome) for outcome in outcomes]
+            write_whole(RESULTS / "zoo.json", json.dumps({"benchmark": "zoo"} | provenance() | {"rows": rows}, indent=1) + "\n")
+    console.print(table(outcomes))
+    counts = {name: sum(outcome.outcome == name for outcome in outcomes) for name in ("passed", "refused", "failed")}
+    console.print(", ".join(f"{count} {name}" for name, count in counts.items()))
+
+
+if __name__ == "__main__":
+    main()
