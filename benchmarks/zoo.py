@@ -5,9 +5,9 @@
 
 A model passes when at p = 0 outputs, gradients and buffers equal the original's to the bit, in train mode (same random state,
 dropout, stochastic depth and auxiliary heads on) and in eval mode; and at p = 0.3 outputs are finite and of the same structure,
-every parameter that had a gradient has one, the number of parameters and the keys of the state dict are the original's, and the model
-runs at another batch size, and at another image size wherever plain tracing sufficed. Of detectors the backbone is examined, since
-their own forward decides by values. A model may be refused, with a reason; it may not fail.
+every parameter that had a gradient has one, the number of parameters and the keys of the state dict are the original's, and the
+model runs at another batch size, and at another image size wherever plain tracing sufficed. Of detectors the backbone is examined,
+since their own forward decides by values. A model may be refused, with a reason; it may not fail.
 """
 
 from __future__ import annotations
