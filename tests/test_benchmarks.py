@@ -187,7 +187,7 @@ def test_a_sweep_in_closed_form_is_followed_by_an_exact_count_at_the_p_chosen() 
     assert [row["exact"] for row in (block, over, counted)] == [True, False, True]
     assert [row["points"] for row in (block, over, counted)] == [20, 20, 1]
     assert [row["target_seconds"] for row in (block, over, counted)] == [2, 2, 5]
-    counted["seconds"] = 6.04
+    counted |= {"seconds": 9.9, "cpu_seconds": 6.04}  # the clock alone tells of a busy machine
     assert bench_metrics.verdict([block, over, counted]).splitlines() == [
         "2 of 3 targets are met.",
         "Not met: a chain, kernel, wired and counted: 6.0 s, not 5",
