@@ -28,11 +28,12 @@ def extract(graph: fx.Graph, root: nn.Module, name: str, like: LayerGraph | None
     An opaque value becomes a producer where somebody reads its channels, and whoever comes later must find the same one. So a
     first pass finds those values and their channel axes, and the next lets each be a producer from the start, until no further
     one turns up: a value seen through now may show that another one is read. `like` is the graph of the same network before it
-    was rewritten, whose opaque values keep their identity.
+    was rewritten, whose opaque values and layers keep their identity: of a module called twice, the first call may be gone.
     """
     axes = _opaque_axes(like) if like is not None else {}
+    names = {layer.node: layer.name for layer in like.layers} if like is not None else {}
     while True:
-        made = _Extraction(graph, root, name, axes).run()
+        made = _Extraction(graph, root, name, axes, names).run()
         found = _opaque_axes(made)
         if like is not None or found.keys() <= axes.keys():
             return made
@@ -46,9 +47,11 @@ def _opaque_axes(graph: LayerGraph) -> dict[str, int]:
 class _Extraction:
     """One pass over the nodes in topological order; implements rules.Context."""
 
-    def __init__(self, graph: fx.Graph, root: nn.Module, name: str, opaque_axes: Mapping[str, int]) -> None:
+    def __init__(
+        self, graph: fx.Graph, root: nn.Module, name: str, opaque_axes: Mapping[str, int], layer_names: Mapping[str, str]
+    ) -> None:
         self.graph = graph
-        self.opaque_axes = opaque_axes
+        self.opaque_axes, self.layer_names = opaque_axes, layer_names
         self.modules = dict(root.named_modules(remove_duplicate=False))
         self.build = GraphBuilder(name)
         self.values: dict[fx.Node, rules.Result] = {}
@@ -216,7 +219,7 @@ class _Extraction:
         if len(spec.shape) < 3 and not call.linear:
             refused = refused or "unbatched input"
         made = self.build.layer(
-            self._site(call.path),
+            self.layer_names.get(node.name) or self._site(call.path),
             feature,
             spec.shape[axis],
             node=node.name,

@@ -299,3 +299,13 @@ def test_inputs_are_producers_of_their_own() -> None:
         ("image", "input", 3), ("depth", "input", 2),
     ]  # fmt: skip
     assert origins(graph, "conv") == [(0, 3, "image", 0, 1), (3, 5, "depth", 0, 1)]
+
+
+def test_the_second_call_of_a_layer_keeps_its_name_where_the_first_is_gone() -> None:
+    traced = trace(Between(lambda net, a, b: net.gate(net.gate(a)), 6), X)
+    assert [layer.name for layer in traced.graph.layers] == ["a", "b", "gate", "gate@1", "c"]
+    first, second = (node for node in traced.train_graph.nodes if node.target == "gate")
+    second.replace_input_with(first, first.args[0])
+    traced.train_graph.erase_node(first)
+    left = layer_graph(traced.train_graph, traced.root, traced.example, like=traced.graph)
+    assert [layer.name for layer in left.layers] == ["a", "b", "gate@1", "c"]
