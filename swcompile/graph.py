@@ -84,8 +84,8 @@ class Producer:
     """Something that makes `channels` channels.
 
     `parts` holds, for a sum, the runs of each addend; for an opaque operation, the runs of each input it was computed from (for
-    paths only: its channels have no origin). It is empty for the network's input and for layers. `axis` is, for an opaque value,
-    the axis on which somebody reads its channels.
+    paths only: its channels have no origin). It is empty for the network's input and for layers. `axis` is, for an opaque value
+    and for an input, the axis on which somebody reads its channels.
     """
 
     name: str
@@ -422,9 +422,9 @@ class GraphBuilder:
         self.producers.append(Producer(name, kind, channels, tuple(parts), axis))
         return (Run(0, channels, len(self.producers) - 1, 0),)
 
-    def input(self, name: str, channels: int) -> tuple[Run, ...]:
+    def input(self, name: str, channels: int, axis: int | None = None) -> tuple[Run, ...]:
         """Add a network input of `channels` channels."""
-        return self.produce(name, "input", channels)
+        return self.produce(name, "input", channels, axis=axis)
 
     def add(self, name: str, *values: tuple[Run, ...]) -> tuple[Run, ...]:
         """Add the elementwise sum of values of equal width."""

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import fx, nn
 
-from swcompile.graph import Feature, GraphBuilder, LayerGraph, Run
+from swcompile.graph import Feature, GraphBuilder, LayerGraph, ProducerKind, Run
 from swcompile.trace import rules
 from swcompile.trace.inside import look_inside
 from swcompile.trace.layers import LEFT, LayerCall, layer_call
@@ -28,30 +28,32 @@ def extract(graph: fx.Graph, root: nn.Module, name: str, like: LayerGraph | None
     An opaque value becomes a producer where somebody reads its channels, and whoever comes later must find the same one. So a
     first pass finds those values and their channel axes, and the next lets each be a producer from the start, until no further
     one turns up: a value seen through now may show that another one is read. `like` is the graph of the same network before it
-    was rewritten, whose opaque values and layers keep their identity: of a module called twice, the first call may be gone.
+    was rewritten, whose inputs, opaque values and layers keep their identity: of a module called twice the first call may be gone,
+    and a Linear may now be nearer to an input than a convolution.
     """
-    axes = _opaque_axes(like) if like is not None else {}
+    axes = _axes(like, "input", "opaque") if like is not None else {}
     names = {layer.node: layer.name for layer in like.layers} if like is not None else {}
     while True:
         made = _Extraction(graph, root, name, axes, names).run()
-        found = _opaque_axes(made)
+        found = _axes(made, "opaque")
         if like is not None or found.keys() <= axes.keys():
             return made
         axes = found | axes
 
 
-def _opaque_axes(graph: LayerGraph) -> dict[str, int]:
-    return {made.name: made.axis for made in graph.producers if made.kind == "opaque" and made.axis is not None}
+def _axes(graph: LayerGraph, *kinds: ProducerKind) -> dict[str, int]:
+    """Return the channel axes of inputs or opaque values, by name."""
+    return {made.name: made.axis for made in graph.producers if made.kind in kinds and made.axis is not None}
 
 
 class _Extraction:
     """One pass over the nodes in topological order; implements rules.Context."""
 
     def __init__(
-        self, graph: fx.Graph, root: nn.Module, name: str, opaque_axes: Mapping[str, int], layer_names: Mapping[str, str]
+        self, graph: fx.Graph, root: nn.Module, name: str, axes: Mapping[str, int], layer_names: Mapping[str, str]
     ) -> None:
         self.graph = graph
-        self.opaque_axes, self.layer_names = opaque_axes, layer_names
+        self.axes, self.layer_names = axes, layer_names
         self.modules = dict(root.named_modules(remove_duplicate=False))
         self.build = GraphBuilder(name)
         self.values: dict[fx.Node, rules.Result] = {}
@@ -65,8 +67,8 @@ class _Extraction:
     def run(self) -> LayerGraph:
         for node in self.graph.nodes:
             made = self._visit(node)
-            if isinstance(made, Value) and not made.known and not made.constant and node.name in self.opaque_axes:
-                made = self._materialise(node, made, self.opaque_axes[node.name])
+            if isinstance(made, Value) and not made.known and not made.constant and node.name in self.axes:
+                made = self._materialise(node, made, self.axes[node.name])
             self.values[node] = made
         return self.build.finish()
 
@@ -176,8 +178,9 @@ class _Extraction:
         spec = spec_of(node)
         if spec is None or len(spec.shape) < 2 or not spec.dtype.is_floating_point:
             return opaque()
-        axis = 1 if self._reads_as_map(node) else len(spec.shape) - 1
-        return from_runs(self.build.input(str(node.target), spec.shape[axis]), axis)
+        name = str(node.target)
+        axis = self.axes.get(name, 1 if self._reads_as_map(node) else len(spec.shape) - 1)
+        return from_runs(self.build.input(name, spec.shape[axis], axis), axis)
 
     def _reads_as_map(self, node: fx.Node) -> bool:
         """Whether a convolution is the first layer that an input reaches: its channels are then axis 1."""

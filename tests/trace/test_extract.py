@@ -309,3 +309,23 @@ def test_the_second_call_of_a_layer_keeps_its_name_where_the_first_is_gone() -> 
     traced.train_graph.erase_node(first)
     left = layer_graph(traced.train_graph, traced.root, traced.example, like=traced.graph)
     assert [layer.name for layer in left.layers] == ["a", "b", "gate@1", "c"]
+
+
+def test_an_input_keeps_its_channel_axis_where_a_linear_layer_has_come_nearer() -> None:
+    class Late(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.fc = nn.Conv2d(3, 4, 1), nn.Linear(8, 2)
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            return self.conv(x), self.fc(torch.relu(x))
+
+    traced = trace(Late(), X)
+    assert origins(traced.graph, "conv") == [(0, 3, "x", 0, 1)]
+    conv = next(node for node in traced.train_graph.nodes if node.target == "conv")
+    with traced.train_graph.inserting_before(conv):
+        farther = traced.train_graph.call_function(torch.cat, (list(conv.args), 1))
+        farther = traced.train_graph.call_function(torch.cat, ([farther], 1))
+    conv.args = (farther,)
+    assert origins(layer_graph(traced.train_graph, traced.root, traced.example), "conv") != [(0, 3, "x", 0, 1)]
+    assert origins(layer_graph(traced.train_graph, traced.root, traced.example, like=traced.graph), "conv") == [(0, 3, "x", 0, 1)]
