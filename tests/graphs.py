@@ -75,3 +75,18 @@ def by_algorithm_1(widths: Sequence[int], p: float, seed: int = 0) -> ChannelGra
     taps = {y.name: [Tap(names[at], 0, widths[at]) for at in range(index + 1)] for index, y in enumerate(graph.layers)}
     masks = {y.name: np.ascontiguousarray(linked[: ends[at], ends[at] : ends[at + 1]].T) for at, y in enumerate(graph.layers, 1)}
     return channel_graph(graph, taps, masks)
+
+
+def inverted(blocks: int, width: int) -> LayerGraph:
+    """Inverted residual blocks: a layer of `width` channels, a depthwise one, a layer back to 8, added to the block's input."""
+    build = GraphBuilder("inverted")
+    value = build.layer("stem", build.feature("x", build.input("x", 3), (1, 3, 8, 8)), 8)
+    for number in range(1, blocks + 1):
+        wide = build.layer(f"expand{number}", build.feature(f"in{number}", value, (1, 8, 8, 8)), width)
+        deep = build.layer(f"depthwise{number}", build.feature(f"expand{number}", wide, (1, width, 8, 8)), width, groups=width)
+        narrow = build.layer(f"project{number}", build.feature(f"depthwise{number}", deep, (1, width, 8, 8)), 8)
+        value = build.add(f"add{number}", value, narrow)
+        mixed = build.layer(f"mix{number}", build.feature(f"add{number}", value, (1, 8, 8, 8)), 8, groups=8)
+        value = build.add(f"mixed{number}", value, mixed)
+    build.sink(value)
+    return build.finish()

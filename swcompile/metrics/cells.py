@@ -3,7 +3,8 @@
 Every producer's channels, those of sums included, are numbered through (`offset[producer] + channel`), so that a run is an
 interval of integers. A border is put wherever a reader's interval begins or ends, wherever the groups of a layer cut its
 outputs, and around every channel that a mask touches; borders of a sum are carried on to its addends. Between two borders all
-channels have the same neighbours by construction. Everything here is linear in runs and channels: sums are not expanded.
+channels have the same neighbours by construction, but for depthwise layers: there channel i of a cell is linked with channel i
+of another cell of the same size. Everything here is linear in runs and channels: sums are not expanded.
 """
 
 from __future__ import annotations
@@ -16,6 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from swcompile.graph import LayerGraph, Run, Tap
+
+MOST_ROUNDS = 16
+"""Rounds in which the cells of depthwise layers are aligned: two or three do for the networks that people write."""
 
 Ints = NDArray[np.int64]
 Integer = TypeVar("Integer", np.int32, np.int64)
@@ -145,13 +149,19 @@ class Cells:
         return slice(int(self.of[low]), int(self.of[high - 1]) + 1) if high > low else slice(0, 0)
 
 
-def make_cells(graph: LayerGraph, offset: Ints, borders: NDArray[np.bool_]) -> Cells:
-    """Return the cells between `borders` (channels + 1), which are carried on from sums to addends in place."""
+def make_cells(graph: LayerGraph, offset: Ints, borders: NDArray[np.bool_], matches: Ints) -> Cells:
+    """Return the cells between `borders` (channels + 1), which are carried on from sums to addends in place.
+
+    `matches` (matches, 3) are intervals of outputs of depthwise layers and of what they read, channel by channel: first output,
+    first channel read, length. They are cut alike.
+    """
     borders[offset] = True
     sums = [(index, producer) for index, producer in enumerate(graph.producers) if producer.kind == "sum"]
     tables = {index: run_array((run for part in made.parts for run in part), offset) for index, made in sums}
-    for index, _ in reversed(sums):
-        _carry(borders, tables[index], int(offset[index]))
+    if len(matches):
+        _align(borders, graph, offset, tables, matches)
+    else:
+        _carry_sums(borders, offset, tables)
     begin = np.flatnonzero(borders[:-1])
     of = np.cumsum(borders[:-1]) - 1
     producer = np.searchsorted(offset, begin, "right") - 1
@@ -159,6 +169,52 @@ def make_cells(graph: LayerGraph, offset: Ints, borders: NDArray[np.bool_]) -> C
     number = np.where(origin, np.cumsum(origin) - 1, -1)
     pairs = _children(borders, of, tables, offset)
     return Cells(offset, begin, np.diff(np.append(begin, offset[-1])), producer, of, number, pairs[0], pairs[1])
+
+
+def _carry_sums(borders: NDArray[np.bool_], offset: Ints, tables: dict[int, Ints]) -> None:
+    for index in reversed(tables):
+        _carry(borders, tables[index], int(offset[index]))
+
+
+def _align(borders: NDArray[np.bool_], graph: LayerGraph, offset: Ints, tables: dict[int, Ints], matches: Ints) -> None:
+    """Cut matched intervals alike, and with them the sums that they read and whatever is added up there.
+
+    A cut on one side is one on the other, so this goes round until nothing changes. Inputs are cut into channels, since paths
+    begin there; and so is everything matched where one channel is added to many, or where the rounds do not end soon: a sum of
+    a map and itself moved by one channel cuts one channel more in every round.
+    """
+    alike, once = _alike(offset, tables, matches)
+    for index, producer in enumerate(graph.producers):
+        if producer.kind == "input":
+            borders[offset[index] : offset[index + 1]] = True
+    for one, other, length in alike:
+        borders[[one, one + length, other, other + length]] = True
+    for _ in range(MOST_ROUNDS if once else 0):
+        before = np.count_nonzero(borders)
+        _carry_sums(borders, offset, tables)
+        for one, other, length in (*alike, *reversed(alike)):  # cuts go down to what was computed first, and up again
+            left, right = borders[one : one + length + 1], borders[other : other + length + 1]
+            left[:] = right[:] = left | right
+        if np.count_nonzero(borders) == before:
+            return
+    for one, other, length in alike:
+        borders[one : one + length + 1] = borders[other : other + length + 1] = True
+    _carry_sums(borders, offset, tables)
+
+
+def _alike(offset: Ints, tables: dict[int, Ints], matches: Ints) -> tuple[list[tuple[int, int, int]], bool]:
+    """Return the intervals to be cut alike, and whether no channel stands for several in any of them."""
+    found = [(int(one), int(other), int(length)) for one, other, length in matches]
+    producer = np.searchsorted(offset, matches[:, 1], "right") - 1
+    read = set(producer.tolist())
+    once = True
+    for index in reversed(tables):
+        if index in read:
+            for start, stop, first, step in tables[index].tolist():
+                once = once and (step == 1 or stop - start == 1)
+                found.append((int(offset[index]) + start, first, (stop - start) if step else 1))
+                read.add(int(np.searchsorted(offset, first, "right")) - 1)
+    return sorted(found, reverse=True), once
 
 
 def _carry(borders: NDArray[np.bool_], table: Ints, base: int) -> None:

@@ -14,8 +14,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from swcompile.metrics.bits import TILE, take_columns, unpack
-from swcompile.metrics.cells import Ints
+from swcompile.metrics.bits import TILE, from_pairs, take_columns, unpack, weigh
+from swcompile.metrics.cells import Ints, spans
 from swcompile.metrics.channels import Classes
 from swcompile.metrics.threads import for_each
 
@@ -24,6 +24,8 @@ STRIP = 2048
 ROWS = 128
 """Rows of a matrix product at a time, a multiple of the 64 in a word: few enough to skip most of what is below the diagonal."""
 ABOVE = np.triu(np.ones((ROWS, ROWS), np.float32), 1)
+MATCHES = 1 << 12
+"""Matches whose matches are looked up at a time."""
 MANY = 8_192
 """From so many classes on the work is shared between threads."""
 PRODUCT_RATE, BITS_RATE = 8e10, 1e9
@@ -58,7 +60,7 @@ def count_triangles(graph: Classes) -> NDArray[np.float64]:
     nodes = int(graph.weight.sum())
     edges = int(graph.degrees @ graph.weight) // 2
     if 2 * graph.count**3 / 3 / PRODUCT_RATE <= edges * nodes / 128 / BITS_RATE:
-        return _by_product(graph)
+        return _by_product(graph) + (triangles_of_matches(graph) if len(graph.matches) else 0.0)
     if nodes == graph.count:
         return _by_bits(graph)
     wide, owner = expand(graph)
@@ -71,7 +73,40 @@ def expand(graph: Classes) -> tuple[Classes, Ints]:
     """Return the same graph with a class for every node, and the former class of each."""
     owner = np.repeat(np.arange(graph.count, dtype=np.int64), graph.weight)
     rows = take_columns(graph.rows, owner, graph.count)[owner]
+    if len(graph.matches):
+        begin = np.cumsum(graph.weight) - graph.weight
+        pair, place = spans(graph.weight[graph.matches[:, 0]])
+        left, right = (begin[side][pair] + place for side in graph.matches.T)
+        rows |= from_pairs(left, right, (len(owner), len(owner)))
     return Classes(rows, np.ones(len(owner), np.int64)), owner
+
+
+def triangles_of_matches(graph: Classes) -> NDArray[np.float64]:
+    """Return in how many triangles with a matched side a node of each class is.
+
+    With F for "all are linked", M for matched and n for the size of a class, the pairs of neighbours of a node of class a are:
+    b, c in F(a), matched: n; b in F(a), c in M(a): n_b where F(b, c), 1 where matched; b, c in M(a): 1 where either holds.
+    """
+    left, right = graph.matches.T
+    made = np.zeros(graph.count)
+    for start in range(0, len(left), TILE):
+        part = slice(start, start + TILE)
+        shared = graph.rows[left[part]] & graph.rows[right[part]]
+        made += unpack(shared, graph.count).T @ (graph.weight[left[part]] / 2)
+        np.add.at(made, left[part], weigh(shared, graph.weight).astype(np.float64))
+    first = np.searchsorted(left, np.arange(graph.count + 1))
+    key = left * graph.count + right
+    for start in range(0, len(left), MATCHES):  # walks a - b - c over two matches
+        a, b = left[start : start + MATCHES], right[start : start + MATCHES]
+        owner, place = spans(first[b + 1] - first[b])
+        a, c = a[owner], right[first[b][owner] + place]
+        full = graph.rows[a, c >> 6] >> (c & 63).astype(np.uint64) & np.uint64(1)
+        matched = key[np.minimum(np.searchsorted(key, a * graph.count + c), len(key) - 1)] == a * graph.count + c
+        # Where a and c are linked all to all, this is a triangle of a, and one of b; where they are matched, one of a.
+        np.add.at(made, a, full.astype(np.float64))
+        np.add.at(made, b[owner], full / 2)
+        np.add.at(made, a, matched / 2)
+    return made
 
 
 def _by_bits(graph: Classes) -> NDArray[np.float64]:

@@ -76,6 +76,8 @@ class Sweep:
                 layer = self.layer_of[index]
                 if layer in self.made.masks:
                     self._masked(layer, own)
+                elif self.made.readers.matched[own.start] >= 0:
+                    self._matched(own)
                 else:
                     self._layer(own)
 
@@ -100,6 +102,12 @@ class Sweep:
             np.add.reduceat(self.links[source], at)[of - low],
             np.add.reduceat(self.depth[source], at)[of - low],
         )
+
+    def _matched(self, own: slice) -> None:
+        """Enter a layer that reads channel by channel."""
+        source = self.made.readers.matched[own]
+        size = self.cells.size[source]
+        self._arrive(own, self.nearest[source], self.links[source] / size, self.depth[source] / size)
 
     def _masked(self, layer: int, own: slice) -> None:
         """Enter a masked layer: one product for the means and the shortest distance, more for outputs that this one misses."""
@@ -156,6 +164,7 @@ class Sweep:
         fed = readers.of >= 0
         outputs = np.bincount(readers.of[fed], self.cells.size[fed], len(readers.layer))
         np.add.at(made, readers.cell, outputs[readers.owner])
+        np.add.at(made, readers.matched[readers.matched >= 0], 1.0)
         for layer, slots in self.slots.items():
             np.add.at(made, self.cells.of[slots], self.made.masks[layer].sum(axis=0, dtype=np.float64))
         for above, below in zip(self.cells.child_of[::-1].tolist(), self.cells.child[::-1].tolist(), strict=True):
@@ -179,6 +188,7 @@ def dead_channels(made: ChannelGraph) -> int:
     read = np.zeros(cells.offset[-1], np.bool_)
     touched = np.zeros(len(cells.size), np.bool_)
     touched[made.readers.cell] = True
+    touched[made.readers.matched[made.readers.matched >= 0]] = True
     read |= touched[cells.of]
     for layer, slots in masked_slots(made).items():
         read[slots[made.masks[layer].any(axis=0)]] = True

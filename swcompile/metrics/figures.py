@@ -117,10 +117,13 @@ def measure(channels: ChannelGraph, *, extended: bool = False, seed: int = 0) ->
     >>> made.V, made.E, made.C, round(made.L, 4)
     (19, 48, 0.0, 1.7193)
     """
-    sweep = Sweep(channels)
     V = channels.nodes
     deep = len(channels.graph.layers) > MOST_LAYERS
-    if not deep and (V <= MOST_NODES or len(channels.weight) <= MOST_CLASSES):
+    exact = not deep and (V <= MOST_NODES or len(channels.weight) <= MOST_CLASSES)
+    if not exact:
+        channels = channels.by_channel()
+    sweep = Sweep(channels)
+    if exact:
         shape = _exact(channels)
         inward, outward = channels.in_degrees, channels.classes.degrees - channels.in_degrees
     else:

@@ -3,6 +3,9 @@
 The ball of radius d + 1 about a node is the union of the balls of radius d about its neighbours. Balls are rows of bits; a union
 stops as soon as it covers the node's component, which in a rewired network some dozen neighbours do. Two nodes of one class
 have the same neighbours: they are at distance 2, or apart for good where they have none.
+
+With matched classes (depthwise layers) node i of a class reaches, of each class that matches lead to, first node i alone. Its ball
+is then two rows: the classes whose node i it holds, and those whose other nodes it holds. Elsewhere the two agree.
 """
 
 from __future__ import annotations
@@ -39,7 +42,7 @@ def paths(graph: Classes) -> Paths:
     nodes = int(weight.sum())
     if nodes < 2:
         return Paths(0.0, 0.0)
-    total, joined = _distances(graph)
+    total, joined = _distances_by_index(graph) if len(graph.matches) else _distances(graph)
     pairs = nodes * (nodes - 1)
     return Paths(total / joined if joined else 0.0, 1 - joined / pairs)
 
@@ -61,7 +64,8 @@ def _distances(graph: Classes) -> tuple[int, int]:
     while len(pending):
         assert neighbours is not None
         radius += 1
-        grown = neighbours.grow(ball, pending, component[label[pending]])
+        grown = ball[pending]
+        neighbours.grow(ball, pending, component[label[pending]], grown)
         full = np.all(grown == component[label[pending]], axis=1)
         now = inside[pending].copy()
         now[~full] = weigh(grown[~full], weight)
@@ -69,6 +73,36 @@ def _distances(graph: Classes) -> tuple[int, int]:
         ball[pending], reached[pending] = grown, now
         pending = pending[~full]
     return total, joined
+
+
+def _distances_by_index(graph: Classes) -> tuple[int, int]:
+    """Return the same as `_distances` for a graph with matched classes.
+
+    A neighbour of a class that is linked all to all lends what any of its nodes reaches, a matched one what node i of it reaches.
+    """
+    left, right = graph.matches.T
+    owner, begin = np.unique(left, return_index=True)
+    own = np.arange(graph.count)
+    same = np.zeros_like(graph.rows)
+    same[own, own >> 6] = np.uint64(1) << (own & 63).astype(np.uint64)
+    rest = np.zeros_like(same)
+    neighbours = Neighbours(graph, probing=False)
+    everything = np.bitwise_or.reduce(graph.rows | same, axis=0)
+    reached, total, radius = np.ones(graph.count, np.int64), 0, 0
+    pending = own
+    while len(pending):
+        radius += 1
+        made = np.zeros_like(same)
+        neighbours.grow(same | rest, own, np.broadcast_to(everything, made.shape), made)
+        for ball in (same, rest):
+            lent = np.bitwise_or.reduceat(ball[right], begin, axis=0)
+            ball |= made
+            ball[owner] |= lent
+        now = weigh(same, np.ones_like(graph.weight)) + weigh(rest, graph.weight - 1)
+        total += radius * int(graph.weight @ (now - reached))
+        pending = np.flatnonzero(now > reached)
+        reached = now
+    return total, int(graph.weight @ (reached - 1))
 
 
 def components(graph: Classes) -> tuple[Words, Ints]:
@@ -95,10 +129,10 @@ def _flood(graph: Classes, seed: int) -> Words:
 
 
 class Neighbours:
-    """The neighbours of every class as lists, to grow balls over them."""
+    """The neighbours of every class as lists, to grow balls over them; `probing` looks up what only few classes miss."""
 
-    def __init__(self, graph: Classes) -> None:
-        self.rows, self.count = graph.rows, graph.count
+    def __init__(self, graph: Classes, *, probing: bool = True) -> None:
+        self.rows, self.count, self.probing = graph.rows, graph.count, probing
         size = np.bitwise_count(graph.rows).sum(axis=1, dtype=np.int64)
         self.pointer = np.concatenate([[0], np.cumsum(size)])
         self.member = np.empty(self.pointer[-1], np.int32)
@@ -107,19 +141,17 @@ class Neighbours:
             own = size[start : start + TILE]
             self.member[self.pointer[start] :][: len(flat)] = flat - np.repeat(np.arange(len(own)) * self.count, own)
 
-    def grow(self, ball: Words, nodes: Ints, enough: Words) -> Words:
-        """Return the balls of `nodes`, which have neighbours, one step wider; none reaches beyond `enough`."""
-        made = ball[nodes]
+    def grow(self, ball: Words, nodes: Ints, enough: Words, made: Words) -> None:
+        """Unite in `made` the balls about the neighbours of each of `nodes`; what is in none of `enough` is not looked for."""
         step = max(1, GATHER // (FAN * ball.shape[1]))
         parts = [slice(start, start + step) for start in range(0, len(nodes), step)]
         for_each(lambda part: self._grow(ball, nodes[part], enough[part], made[part]), parts, heavy=len(nodes) > MANY)
-        return made
 
     def _grow(self, ball: Words, nodes: Ints, enough: Words, made: Words) -> None:
         """Unite balls of neighbours, FAN at a time, until trying what is missing is cheaper than the rest."""
         begin, size = self.pointer[nodes], self.pointer[nodes + 1] - self.pointer[nodes]
         rounds = -(-size // FAN)
-        left = np.arange(len(nodes))
+        left = np.flatnonzero(size)
         place = np.arange(FAN)
         for turn in range(int(rounds.max(initial=0))):
             # Every round takes neighbours from all over the list: those of one layer alone would not cover the others.
@@ -128,7 +160,7 @@ class Neighbours:
             made[left] |= np.bitwise_or.reduce(ball[near], axis=1)
             missing = np.bitwise_count(enough[left] & ~made[left]).sum(axis=1, dtype=np.int64)
             rest = np.maximum(size[left] - (turn + 1) * FAN, 0)
-            few = (missing > 0) & (PROBE * missing <= rest)
+            few = (missing > 0) & (PROBE * missing <= rest) & self.probing
             if few.any():
                 self._probe(ball, nodes, enough, made, left[few])
             left = left[(missing > 0) & ~few & (rounds[left] > turn + 1)]

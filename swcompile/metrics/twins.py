@@ -14,9 +14,11 @@ def without_twins(graph: Classes) -> Classes:
     Equal neighbours are never neighbours of each other, so merged classes have no links inside either.
     """
     seen: dict[bytes, int] = {}
-    label = np.array([seen.setdefault(row.tobytes(), len(seen)) for row in graph.rows], np.int64)
+    matched = set(graph.matches[:, 0].tolist())  # they stay: node i of one has its own neighbours
+    keys = (row.tobytes() + (b"%d" % place if place in matched else b"") for place, row in enumerate(graph.rows))
+    label = np.array([seen.setdefault(key, len(seen)) for key in keys], np.int64)
     if len(seen) > 0.9 * graph.count:
         return graph
     first = np.unique(label, return_index=True)[1].astype(np.int64)
     weight = np.bincount(label, graph.weight, len(seen)).astype(np.int64)
-    return Classes(take_columns(graph.rows[first], first, graph.count), weight)
+    return Classes(take_columns(graph.rows[first], first, graph.count), weight, label[graph.matches])

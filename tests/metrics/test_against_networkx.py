@@ -43,6 +43,8 @@ def cases(draw: st.DrawFn) -> Case:
         if rng.random() < 0.3:
             groups = int(rng.choice([g for g in range(1, width + 1) if width % g == 0]))
             out = groups * int(rng.integers(1, 3))
+        elif rng.random() < 0.3:
+            groups = out = width
         values.append(build.layer(name, feature, out, groups=groups))
         features.append((f"f{number}", width))
         if rng.random() < 0.5:
@@ -142,7 +144,7 @@ def _slot(case: Case, feature: str, at: int) -> Channel:
     raise AssertionError(f"{feature} has no channel {at}")
 
 
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=400, deadline=None)
 @given(cases())
 def test_figures_are_those_of_the_graph_built_link_by_link(case: Case) -> None:
     straight = links(case)

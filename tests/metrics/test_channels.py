@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from swcompile.errors import SwnetError
-from swcompile.graph import GraphBuilder, Tap
+from swcompile.graph import GraphBuilder, Tap, slice_runs
 from swcompile.metrics import channel_graph, measure
 from swcompile.metrics.twins import without_twins
-from tests.graphs import VGG16, chain, dense, residual
+from tests.graphs import VGG16, chain, dense, inverted, residual
 
 
 def test_a_plain_chain_has_a_class_for_each_layer() -> None:
@@ -73,3 +73,24 @@ def test_unknown_layers_and_sums_are_refused() -> None:
         channel_graph(chain([3, 8]), {"conv9": [Tap("x", 0, 3)]})
     with pytest.raises(SwnetError, match="no sum 'conv1' in chain"):
         channel_graph(chain([3, 8]), bypassed=[("conv1", 0)])
+
+
+def test_depthwise_layers_cut_what_they_read_and_what_they_make_alike() -> None:
+    graph = inverted(2, 16)
+    made = channel_graph(graph, {"project2": [Tap("depthwise1", 0, 4), Tap("depthwise2", 4, 16)]})
+    sizes = {
+        name: made.cells.size[made.cells.of_producer(place)].tolist()
+        for place, name in enumerate(made.name for made in graph.producers)
+    }
+    assert sizes["depthwise1"] == sizes["expand1"] == [4, 12]
+    assert sizes["depthwise2"] == sizes["expand2"] == [4, 12]
+
+
+def test_a_map_added_to_itself_one_channel_on_is_cut_into_channels() -> None:
+    build = GraphBuilder("shifted")
+    value = build.layer("conv", build.feature("x", build.input("x", 2), (1, 2, 8, 8)), 41)
+    shifted = build.add("add", slice_runs(value, 0, 40), slice_runs(value, 1, 41))
+    build.sink(build.layer("depthwise", build.feature("add", shifted, (1, 40, 8, 8)), 40, groups=40))
+    made = channel_graph(build.finish())
+    assert made.weight.tolist() == [1] * made.nodes
+    assert made.edges == 2 * 41 + 2 * 40

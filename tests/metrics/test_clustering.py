@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from swcompile.metrics import channel_graph
-from swcompile.metrics.clustering import _by_bits, _by_product, clustering, expand
+from swcompile.metrics import channel_graph, measure
+from swcompile.metrics.clustering import _by_bits, _by_product, clustering, expand, triangles_of_matches
 from swcompile.metrics.paths import paths
 from swcompile.metrics.reference import random_graph
 from swcompile.metrics.sampling import Stream
-from tests.graphs import by_algorithm_1, dense
+from tests.graphs import by_algorithm_1, dense, inverted
 
 
 @pytest.mark.parametrize("nodes", [3, 64, 65, 513, 1_100])
@@ -32,3 +32,14 @@ def test_classes_stand_for_their_nodes() -> None:
         assert clustering(wide)[:2] == pytest.approx(clustering(graph)[:2])
         assert paths(wide) == pytest.approx(paths(graph))
         assert np.array_equal(_by_bits(wide), _by_product(graph)[owner])
+
+
+def test_matched_classes_count_as_their_nodes_do() -> None:
+    made = channel_graph(inverted(4, 16))
+    graph, wide = made.classes, expand(made.by_channel().classes)[0]
+    assert (graph.count, len(graph.matches), wide.count) == (20, 48, made.nodes)
+    assert np.array_equal(np.repeat(_by_product(graph) + triangles_of_matches(graph), graph.weight), _by_bits(wide))
+    assert np.array_equal(expand(graph)[0].rows, wide.rows)
+    assert paths(graph) == pytest.approx(paths(wide))
+    for name, value in measure(made).as_dict().items():
+        assert measure(made.by_channel()).as_dict()[name] == (pytest.approx(value) if value is not None else None), name
