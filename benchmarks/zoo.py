@@ -20,6 +20,8 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -30,7 +32,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 import swnet
-from benchmarks.record import RESULTS, provenance, write_whole
+from benchmarks.record import RESULTS, commit, provenance, write_whole
 from benchmarks.vision import torchvision_models
 from swcompile.trace import trace_structure
 
@@ -80,15 +82,16 @@ def cases() -> Iterator[Case]:
         for name in models.list_models(module=home):
             build = models.get_model_builder(name)
             if family == "detection":
-                yield Case(name, family, lambda build=build: build(weights=None, weights_backbone=None), part="backbone")
+                yield Case(name, family, partial(build, weights=None, weights_backbone=None), part="backbone")
             elif family == "segmentation":
-                yield Case(name, family, lambda build=build: build(weights=None, weights_backbone=None, aux_loss=True))
+                heads = {} if name.startswith("lraspp") else {"aux_loss": True}  # lraspp has no auxiliary head
+                yield Case(name, family, partial(build, weights=None, weights_backbone=None, **heads))
             elif family == "quantization":
-                yield Case(name, family, lambda build=build: build(weights=None, quantize=False))
+                yield Case(name, family, partial(build, weights=None, quantize=False))
             elif name in ("googlenet", "inception_v3"):
-                yield Case(name, family, lambda build=build: build(weights=None, init_weights=False))
+                yield Case(name, family, partial(build, weights=None, init_weights=False))
             else:
-                yield Case(name, family, lambda build=build: build(weights=None), 2 if family == "optical_flow" else 1)
+                yield Case(name, family, partial(build, weights=None), 2 if family == "optical_flow" else 1)
 
 
 def examine(case: Case) -> Outcome:
@@ -225,6 +228,16 @@ def table(outcomes: Sequence[Outcome]) -> Table:
     return made
 
 
+def recorded(file: Path) -> list[Outcome]:
+    """Return the outcomes in a file, if they are this commit's and the commit is clean."""
+    if not file.is_file():
+        return []
+    kept = json.loads(file.read_text(encoding="utf-8"))
+    if kept["commit"] != commit() or kept["commit"].endswith("-dirty"):
+        return []
+    return [Outcome(**row | {"shape": tuple(row["shape"]), "fixed": tuple(row["fixed"])}) for row in kept["rows"]]
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Examine the models, print the table, keep the outcomes. Those of an earlier run of the same commit are not run again."""
     parser = argparse.ArgumentParser(description="Transform every torchvision model and compare it with the original.")
@@ -237,10 +250,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for case in cases()
         if case.family in options.families and (not options.names or any(name in case.name for name in options.names))
     ]
+    known = {} if options.no_record else {(one.family, one.name): one for one in recorded(RESULTS / "zoo.json")}
     outcomes = []
     for place, case in enumerate(wanted, 1):
-        outcomes.append(examine(case))
-        last = outcomes[-1]
+        last = known.get((case.family, case.name)) or examine(case)
+        outcomes.append(last)
         console.print(
             f"{place}/{len(wanted)} {case.name}: {last.outcome} {last.seconds:.0f} s {last.reason[:300]}", highlight=False
         )
