@@ -13,6 +13,7 @@ since their own forward decides by values. A model may be refused, with a reason
 from __future__ import annotations
 
 import argparse
+import copy
 import dataclasses
 import gc
 import json
@@ -165,7 +166,7 @@ def _tensors(value: Any) -> list[Tensor]:
 
 def _same_at_p_0(model: nn.Module, inputs: tuple[Tensor, ...]) -> None:
     rewired = swnet.transform(model, inputs, p=0.0)
-    state = {name: value.clone() for name, value in model.state_dict().items()}
+    state = copy.deepcopy(model.state_dict())  # with its metadata: some models look at the version of what they load
     for training in (True, False):
         made = [_run(one, inputs, training) for one in (model, rewired)]
         (ours, grads), (theirs, others) = made
