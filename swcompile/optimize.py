@@ -23,7 +23,7 @@ from swcompile.modules import gather, resample
 from swcompile.trace import Traced
 from swcompile.trace.capture import UNREAD
 from swcompile.trace.layers import LAYER_TYPES
-from swcompile.trace.purify import SHARED_MEMORY, WRITES
+from swcompile.trace.purify import AUGMENTED, SHARED_MEMORY, WRITES
 from swcompile.trace.rules import NORM_MODULES
 from swcompile.trace.shapes import ELSEWHERE, Spec, spec_of
 
@@ -31,8 +31,9 @@ Pass = Callable[[fx.Graph], None]
 Span = tuple[int, int]
 
 _CATS = (torch.cat, torch.concat, torch.concatenate)
-_FRESH = frozenset([*_CATS, operator.add, operator.sub, operator.mul, torch.add, torch.sub, torch.mul])
-"""Functions whose result is never their input, nor saved for their backward."""
+_AUGMENTED = (operator.iadd, operator.isub)
+_FRESH = frozenset([*_CATS, operator.add, operator.sub, operator.mul, torch.add, torch.sub, torch.mul, *_AUGMENTED])
+"""Functions whose result is never saved for their backward, nor anybody else's memory: an augmented assignment has been checked."""
 
 
 @dataclass(frozen=True)
@@ -204,7 +205,7 @@ def _stays(node: fx.Node) -> bool:
 
 
 def restore_in_place(traced: Traced) -> None:
-    """Let modules that worked in place do so again where nobody else reads what they overwrite.
+    """Let modules and sums (x += y) that worked in place do so again where nobody else reads what they overwrite.
 
     Only a value with one reader that has memory of its own qualifies: a tap, a piece of a split, or what an Identity or a dropout
     hands through keeps what it holds. A module that is called more than once works in place only if it may at every call.
@@ -218,6 +219,9 @@ def restore_in_place(traced: Traced) -> None:
         if all(_overwritable(node, traced.root) for node in nodes):
             inplace: Any = module
             inplace.inplace = True
+    for node in (node for graph in traced.graphs for node in graph.nodes):
+        if node.meta.get(AUGMENTED) in _AUGMENTED and _overwritable(node, traced.root):
+            node.target = node.meta[AUGMENTED]
 
 
 def _overwritable(node: fx.Node, root: nn.Module) -> bool:

@@ -254,3 +254,32 @@ def test_a_module_called_twice_works_in_place_again_and_one_behind_an_alias_does
     for parameter, other in zip(rewired.parameters(), pure.parameters(), strict=True):
         assert parameter.grad is not None
         assert torch.equal(parameter.grad, other.grad)
+
+
+class Augmented(nn.Module):
+    """Sums written into a norm's output, which nobody else reads, and into one that a later sum reads again; in two precisions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convs = nn.ModuleList(nn.Conv2d(3 if place < 3 else 16, 16, 3, padding=1) for place in range(5))
+        self.norms = nn.ModuleList(nn.BatchNorm2d(16) for _ in range(5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x, y, z = (self.norms[place](self.convs[place](x)) for place in range(3))
+        x += y.double()
+        z -= torch.relu(z)
+        for place in (3, 4):
+            x = self.norms[place](self.convs[place](torch.relu(x + z)))
+        return x.mean((2, 3))
+
+
+def test_a_sum_works_in_place_again_where_nobody_else_reads_what_it_overwrites() -> None:
+    torch.manual_seed(0)
+    model, x = Augmented(), torch.randn(2, 3, 8, 8)
+    rewired = swnet.transform(model, x, p=0.5, dead="allow")
+    targets = [node.target for node in rewired.graph.nodes]
+    assert (operator.iadd in targets, operator.isub in targets) == (True, False)  # z's own relu reads it, too
+    assert swnet.transform(model, x, p=0)(x).dtype == model(x).dtype == torch.float32  # x + y.double() would be float64
+    assert torch.equal(swnet.transform(model, x, p=0)(x), model(x))
+    rewired(x).square().sum().backward()
+    assert all(parameter.grad is not None for parameter in rewired.parameters())

@@ -41,6 +41,8 @@ _NOT_WRITING = frozenset(["requires_grad_", "share_memory_"])
 _FILLING = frozenset(["bernoulli_", "random_", "set_", "resize_"])
 """In-place methods whose namesakes without the underscore do something else."""
 
+AUGMENTED = "swcompile_augmented"
+"""The key in `node.meta` of the operator that an augmented assignment (x += y) was written with, before it was made pure."""
 SHARED_MEMORY = "swcompile_shared_memory"
 """The key in `node.meta` of values that an in-place operation writes into by way of a view."""
 WRITES = "swcompile_writes"
@@ -49,6 +51,9 @@ MEMORY = "swcompile_memory"
 """The key in `node.meta` of the storages that a value lives in, as observed in a run on fake tensors."""
 WRITTEN = "swcompile_written"
 """The key in `node.meta` of the inputs whose version a call was observed to raise."""
+
+NARROWS = "swcompile_narrows"
+"""The key in `node.meta` of whether a call writes a result into a tensor of another dtype: half += float stays half."""
 
 
 def purify(root: nn.Module, graphs: Sequence[fx.Graph]) -> frozenset[str]:
@@ -61,6 +66,7 @@ def purify(root: nn.Module, graphs: Sequence[fx.Graph]) -> frozenset[str]:
         for node in graph.nodes:
             node.meta.pop(MEMORY, None)
             node.meta.pop(WRITTEN, None)
+            node.meta.pop(NARROWS, None)
     stay = {root.get_submodule(path) for path in kept}
     pure = frozenset(name for name in in_place if root.get_submodule(name) not in stay)
     for name in pure:
@@ -126,6 +132,8 @@ def _seen_elsewhere(node: fx.Node, target: fx.Node, family: set[fx.Node], order:
 def _has_pure_form(node: fx.Node, in_place: Container[str]) -> bool:
     if node.op == "call_module":
         return node.target in in_place
+    if node.meta.get(NARROWS):
+        return False
     if _in_place_flag(node) or node.target in PURE_OPERATORS:
         return True
     return (_pure_method(str(node.target)) if node.op == "call_method" else _pure_function(node.target)) is not None
@@ -237,6 +245,7 @@ def _make_pure(node: fx.Node) -> None:
     if node.op == "call_method":
         node.target = str(_pure_method(str(node.target)))
     elif node.target in PURE_OPERATORS:
+        node.meta[AUGMENTED] = node.target
         node.target = PURE_OPERATORS[node.target]
     elif (pure := _pure_function(node.target)) is not None:
         node.target = pure

@@ -383,6 +383,8 @@ RULES: dict[object, Rule] = {
     **_table(["narrow"], narrowed),
     **_table(SUMS, summed),
     **_table(PRODUCTS, product),
+    operator.iadd: summed,
+    operator.isub: summed,
     operator.getitem: item,
     getattr: attribute,
     operator.neg: same,

@@ -19,7 +19,7 @@ from swcompile.trace.copies import set_mode, skeleton
 from swcompile.trace.interpret import map_in, run_module, tensors, thawed
 from swcompile.trace.layers import LAYER_TYPES
 from swcompile.trace.lines import WHERE
-from swcompile.trace.purify import MEMORY, WRITTEN
+from swcompile.trace.purify import MEMORY, NARROWS, WRITTEN
 from swcompile.trace.random_state import random_state
 
 SHAPE = "swcompile_shape"
@@ -206,7 +206,14 @@ class _MemoryProp(_FakeRun):
         written = tuple(source for source, versions in before.items() if _versions(self.env[source]) != versions)
         if written:
             n.meta[WRITTEN] = written
+            n.meta[NARROWS] = _narrows([self.env[source] for source in n.all_input_nodes])
         return result
+
+
+def _narrows(operands: Sequence[Any]) -> bool:
+    """Whether what is written keeps the dtype of the first operand where the same operation, pure, would give another."""
+    floats = [one for one in tensors(list(operands)) if one.dim()]
+    return len(floats) > 1 and torch.result_type(*floats[:2]) != floats[0].dtype
 
 
 def _versions(value: Any) -> list[int]:
@@ -228,6 +235,7 @@ def observe_memory(graph: fx.Graph, root: nn.Module, example: Example, mode: Fak
         for node in graph.nodes:
             node.meta.pop(MEMORY, None)
             node.meta.pop(WRITTEN, None)
+            node.meta.pop(NARROWS, None)
 
 
 def follow_shapes(graph: fx.Graph, root: nn.Module, specs: Sequence[Spec | None]) -> None:
