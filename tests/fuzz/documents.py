@@ -70,14 +70,71 @@ def _nested(draw: Random) -> Literal:
 
 
 STRANGE: tuple[Any, ...] = (
-    None, True, False, -1, 0, 1, 2, 3, 1 << 31, (1 << 63) - 1, 1 << 63, -(1 << 63), 1 << 64, 1 << 200,
-    0.5, 1.0, -0.0, 1e308, 5e-324, "", " ", "0", "1", "max", "auto", "x", "\0", "\ud800", "\udfff\ud800", "\u202e\u0301é𝒳",
-    "../../outside/decoy", "/etc/passwd", "..", "C:\\x", "\x1b[2J\x07", "\n" * 50, "a" * 100_000, "%s{0}${x}",
-    [], [[]], [None], [0, 0, 4, "max"], [0, 4], {}, {"": None}, {"a": []},
-    Literal("NaN"), Literal("Infinity"), Literal("-Infinity"), Literal("1e999"), Literal("-1e999"), Literal("9" * 5_000),
-    Literal("1" + "0" * 400 + ".5"), Literal("1e-400"), Literal("-0"), Literal("01"), Literal("0x10"), Literal("'a'"),
-    Literal("undefined"), Literal("\"\\ud800\""), Literal('"\\q"'), Literal('"\t"'), Literal("1/2"), Literal(""),
-)  # fmt: skip
+    None,
+    True,
+    False,
+    -1,
+    0,
+    1,
+    2,
+    3,
+    1 << 31,
+    (1 << 63) - 1,
+    1 << 63,
+    -(1 << 63),
+    1 << 64,
+    1 << 200,
+    0.5,
+    1.0,
+    -0.0,
+    1e308,
+    5e-324,
+    "",
+    " ",
+    "0",
+    "1",
+    "max",
+    "auto",
+    "x",
+    "\0",
+    "\ud800",
+    "\udfff\ud800",
+    "\u202e\u0301é\U0001d4b3",
+    "../../outside/decoy",
+    "/etc/passwd",
+    "..",
+    "C:\\x",
+    "\x1b[2J\x07",
+    "\n" * 50,
+    "a" * 100_000,
+    "%s{0}${x}",
+    [],
+    [[]],
+    [None],
+    [0, 0, 4, "max"],
+    [0, 4],
+    {},
+    {"": None},
+    {"a": []},
+    Literal("NaN"),
+    Literal("Infinity"),
+    Literal("-Infinity"),
+    Literal("1e999"),
+    Literal("-1e999"),
+    Literal("9" * 5_000),
+    Literal("1" + "0" * 400 + ".5"),
+    Literal("1e-400"),
+    Literal("-0"),
+    Literal("01"),
+    Literal("0x10"),
+    Literal("'a'"),
+    Literal("undefined"),
+    Literal('"\\ud800"'),
+    Literal('"\\q"'),
+    Literal('"\t"'),
+    Literal("1/2"),
+    Literal(""),
+)
 
 
 def replace(draw: Random, tree: Any) -> None:
@@ -96,8 +153,22 @@ def nudge(draw: Random, tree: Any) -> None:
     """Change a number: by one, its sign, its type, its size."""
     if place := find(draw, tree, (int, float)):
         value = place.value
-        place.put(draw.choice([value + 1, value - 1, -value, value * 2, float(value), str(value), bool(value), value + (1 << 32),
-                               draw.randint(0, 20), [value]]))  # fmt: skip
+        place.put(
+            draw.choice(
+                [
+                    value + 1,
+                    value - 1,
+                    -value,
+                    value * 2,
+                    float(value),
+                    str(value),
+                    bool(value),
+                    value + (1 << 32),
+                    draw.randint(0, 20),
+                    [value],
+                ]
+            )
+        )
 
 
 def reword(draw: Random, tree: Any) -> None:
@@ -105,8 +176,24 @@ def reword(draw: Random, tree: Any) -> None:
     place, other = find(draw, tree, str), find(draw, tree, str)
     if place and other:
         text = place.value
-        place.put(draw.choice([other.value, text[:-1], text + "x", text.upper(), text[::-1], text + "\0", f"../{text}", f"/{text}",
-                               f"{text}@1", text * 3, text.encode("utf-8", "surrogatepass").decode("latin-1"), f" {text}"]))  # fmt: skip
+        place.put(
+            draw.choice(
+                [
+                    other.value,
+                    text[:-1],
+                    text + "x",
+                    text.upper(),
+                    text[::-1],
+                    text + "\0",
+                    f"../{text}",
+                    f"/{text}",
+                    f"{text}@1",
+                    text * 3,
+                    text.encode("utf-8", "surrogatepass").decode("latin-1"),
+                    f" {text}",
+                ]
+            )
+        )
 
 
 def lose(draw: Random, tree: Any) -> None:
@@ -176,8 +263,21 @@ def lengthen(draw: Random, tree: Any) -> None:
 
 
 MUTATIONS: tuple[Callable[[Random, Any], None], ...] = (
-    replace, replace, nudge, nudge, reword, lose, add, repeat_key, rename, swap, swap, shuffle, nest, lengthen,
-)  # fmt: skip
+    replace,
+    replace,
+    nudge,
+    nudge,
+    reword,
+    lose,
+    add,
+    repeat_key,
+    rename,
+    swap,
+    swap,
+    shuffle,
+    nest,
+    lengthen,
+)
 
 
 def mutate(draw: Random, tree: Any) -> tuple[bytes, str]:

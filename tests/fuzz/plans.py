@@ -114,7 +114,7 @@ def remask(draw: Random, document: dict[str, Any], subject: Subject) -> None:
     layer = _layer(draw, document)
     rows = subject.graph.layer_by_name[layer["layer"]].out_channels if layer["layer"] in subject.graph.layer_by_name else 4
     rows, columns = rows + draw.choice([0, 0, 0, 1, -1]), _width(layer["taps"])
-    raw = draw.choice([bytes, lambda count: b"\xff" * count, draw.randbytes])(max(0, -(-rows * columns // 8)))
+    raw = draw.choice([bytes, lambda count: b"\xff" * count, draw.randbytes])(min(max(0, -(-rows * columns // 8)), 1 << 16))
     layer["mask"] = {"shape": [rows, columns], "bits": base64.b64encode(raw).decode()}
     if draw.random() < 0.5:
         layer["columns"] = []
@@ -122,9 +122,25 @@ def remask(draw: Random, document: dict[str, Any], subject: Subject) -> None:
 
 def choose(draw: Random, document: dict[str, Any], subject: Subject) -> None:
     """Change an option to another value that it may have."""
-    name, value = draw.choice([("wiring", "kernel"), ("wiring", "block"), ("skips", "remove"), ("skips", "keep"), ("init", "dense"),
-                               ("conv_to_linear", True), ("density", 0.5), ("seed", (1 << 63) - 1), ("p", 0), ("p", 1), ("p", 1e-300),
-                               ("dead", "forbid"), ("block", 3), ("head", True), ("budget", "params")])  # fmt: skip
+    name, value = draw.choice(
+        [
+            ("wiring", "kernel"),
+            ("wiring", "block"),
+            ("skips", "remove"),
+            ("skips", "keep"),
+            ("init", "dense"),
+            ("conv_to_linear", True),
+            ("density", 0.5),
+            ("seed", (1 << 63) - 1),
+            ("p", 0),
+            ("p", 1),
+            ("p", 1e-300),
+            ("dead", "forbid"),
+            ("block", 3),
+            ("head", True),
+            ("budget", "params"),
+        ]
+    )
     document["options"][name] = value
 
 
@@ -139,8 +155,10 @@ def bypass(draw: Random, document: dict[str, Any], subject: Subject) -> None:
 
 def leave(draw: Random, document: dict[str, Any], subject: Subject) -> None:
     """Name modules that tracing shall leave alone: it then sees another graph."""
-    document["leaves"] = [draw.choice(["body", "body.1", "head", "0", "3", "first", "", ".", "nothing", "body.1.conv1", "body..1"])
-                          for _ in range(draw.randint(1, 2))]  # fmt: skip
+    document["leaves"] = [
+        draw.choice(["body", "body.1", "head", "0", "3", "first", "", ".", "nothing", "body.1.conv1", "body..1"])
+        for _ in range(draw.randint(1, 2))
+    ]
 
 
 def promise(draw: Random, document: dict[str, Any], subject: Subject) -> None:
@@ -149,8 +167,21 @@ def promise(draw: Random, document: dict[str, Any], subject: Subject) -> None:
 
 
 CHANGES: tuple[Change, ...] = (
-    rewire, rewire, rewire, straighten, shift, cut, exchange, drop, forget, remask, choose, bypass, leave, promise,
-)  # fmt: skip
+    rewire,
+    rewire,
+    rewire,
+    straighten,
+    shift,
+    cut,
+    exchange,
+    drop,
+    forget,
+    remask,
+    choose,
+    bypass,
+    leave,
+    promise,
+)
 
 
 def mutate(draw: Random, document: dict[str, Any], subject: Subject) -> tuple[bytes, str]:

@@ -33,7 +33,9 @@ def overwrite(draw: Random, raw: bytes) -> bytes:
 def insert(draw: Random, raw: bytes) -> bytes:
     """Put bytes between others."""
     start, _ = _span(draw, raw)
-    new = draw.choice([draw.randbytes(draw.randint(1, 8)), b"\0", b"\xff\xfe", b"\xef\xbb\xbf", b"{", b"]", b'"', b"\\u0000", b"-", b"9"])
+    new = draw.choice(
+        [draw.randbytes(draw.randint(1, 8)), b"\0", b"\xff\xfe", b"\xef\xbb\xbf", b"{", b"]", b'"', b"\\u0000", b"-", b"9"]
+    )
     return raw[:start] + new + raw[start:]
 
 

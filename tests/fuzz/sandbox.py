@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 
@@ -91,18 +91,22 @@ class Process:
         self.handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
         self.threads = threading.active_count()
         self.bytecode = sys.dont_write_bytecode
+        self.filters = list(warnings.filters)
         self.imports = list(sys.meta_path), list(sys.path_hooks)
         self.environment = dict(os.environ)
-        self.arguments, self.excepthook = sys.argv, sys.excepthook
+        self.arguments, self.excepthook = list(sys.argv), sys.excepthook
 
-    def check(self, root: Path) -> list[str]:
-        """Return what is not as it was; `root` is the sandbox, a few of whose modules may stay imported."""
+    def check(self, root: Path, *, foreign: bool) -> list[str]:
+        """Return what is not as it was; `root` is the sandbox, a few of whose modules may stay imported.
+
+        What `foreign` code, that of a mutated model file, does to stdout is its own affair.
+        """
         checks = {
             "the working directory": _folder() == self.folder,
             "sys.path": sys.path is self.path and sys.path == self.paths,
-            "sys.stdout": sys.stdout is self.streams[0] and not sys.stdout.closed,
+            "sys.stdout": foreign or (sys.stdout is self.streams[0] and not sys.stdout.closed),
             "file descriptor 1": os.fstat(1).st_ino == self.output,
-            "the open files": _descriptors() == self.descriptors,
+            "the open files": foreign or _descriptors() == self.descriptors,
             "the handlers of signals": all(signal.getsignal(number) is handler for number, handler in self.handlers.items()),
             "the number of threads": threading.active_count() == self.threads,
             "sys.dont_write_bytecode": sys.dont_write_bytecode == self.bytecode,
@@ -117,7 +121,9 @@ class Process:
         self.path[:] = self.paths
         sys.path = self.path
         os.chdir(self.folder)
-        sys.stdout, sys.stderr = self.streams
+        sys.stdout, sys.stderr = (
+            stream(number) if file.closed else file for number, file in zip((1, 2), self.streams, strict=True)
+        )
         sys.dont_write_bytecode = self.bytecode
         sys.meta_path[:], sys.path_hooks[:] = self.imports
         sys.argv, sys.excepthook = self.arguments, self.excepthook
@@ -125,7 +131,7 @@ class Process:
         os.environ.clear()
         os.environ.update(self.environment)
         sys.setrecursionlimit(1000)
-        warnings.resetwarnings()
+        warnings.filters[:] = self.filters
         torch.set_default_dtype(torch.float32)
         torch.set_default_device(None)
         torch.set_grad_enabled(True)
@@ -135,6 +141,11 @@ class Process:
     def _imported(self, root: Path) -> list[str]:
         known = self.modules
         return [name for name, module in list(sys.modules.items()) if name not in known and _is_inside(module, root)]
+
+
+def stream(number: int) -> TextIO:
+    """Return what Python has as sys.stdout (1) or sys.stderr (2)."""
+    return os.fdopen(number, "w", encoding="utf-8", errors="strict" if number == 1 else "backslashreplace", closefd=False)
 
 
 def _is_inside(module: object, root: Path) -> bool:
@@ -189,8 +200,9 @@ def make_special(kind: str, path: Path, sandbox: Sandbox) -> None:
         with path.open("wb") as file:
             file.truncate(1 << 40)
     else:
-        targets = {"link": sandbox.outside / "decoy", "loop": path, "dangling": sandbox.outside / "nothing", "zero": Path("/dev/zero"),
-                   "null": Path("/dev/null"), "outside": sandbox.outside}  # fmt: skip
+        outside = sandbox.outside
+        targets = {"link": outside / "decoy", "loop": path, "dangling": outside / "nothing", "outside": outside}
+        targets |= {"zero": Path("/dev/zero"), "null": Path("/dev/null")}
         path.symlink_to(targets[kind])
 
 

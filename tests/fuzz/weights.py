@@ -10,8 +10,30 @@ from typing import Any
 
 from . import documents, raw
 
-DTYPES = ("F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "U16", "U32", "U64", "BOOL", "F8_E4M3", "F8_E5M2", "C64", "F4",
-          "F8_E8M0", "F6_E2M3", "f32", "", "F33")  # fmt: skip
+DTYPES = (
+    "F64",
+    "F32",
+    "F16",
+    "BF16",
+    "I64",
+    "I32",
+    "I16",
+    "I8",
+    "U8",
+    "U16",
+    "U32",
+    "U64",
+    "BOOL",
+    "F8_E4M3",
+    "F8_E5M2",
+    "C64",
+    "F4",
+    "F8_E8M0",
+    "F6_E2M3",
+    "f32",
+    "",
+    "F33",
+)
 
 Header = dict[str, Any]
 
@@ -39,26 +61,28 @@ def redescribe(draw: Random, header: Header, data: bytes) -> bytes:
     entry = _tensor(draw, header)
     start, stop = entry["data_offsets"]
     shape = entry["shape"]
-    draw.choice([
-        lambda: entry.update(dtype=draw.choice(DTYPES)),
-        lambda: entry.update(shape=shape[::-1]),
-        lambda: entry.update(shape=[*shape, 1]),
-        lambda: entry.update(shape=[1 << 32, 1 << 32]),
-        lambda: entry.update(shape=[0, *shape], data_offsets=[start, start]),
-        lambda: entry.update(shape=[]),
-        lambda: entry.update(shape=[-1, *shape[1:]]),
-        lambda: entry.update(shape=[1] * draw.choice([20, 65, 1_000, 100_000])),
-        lambda: entry.update(shape=[float(size) for size in shape]),
-        lambda: entry.update(data_offsets=[stop, start]),
-        lambda: entry.update(data_offsets=[start + 1, stop + 1]),
-        lambda: entry.update(data_offsets=[0, stop - start]),
-        lambda: entry.update(data_offsets=[start, stop + draw.choice([-1, 1, 4, 1 << 40])]),
-        lambda: entry.update(data_offsets=[1 << 64, (1 << 64) + stop - start]),
-        lambda: entry.update(data_offsets=[-4, stop]),
-        lambda: entry.update(data_offsets=[start]),
-        lambda: entry.update(dtype="U8", shape=[stop - start]),
-        lambda: entry.update(dtype="F64", shape=[(stop - start) // 8]),
-    ])()  # fmt: skip
+    draw.choice(
+        [
+            lambda: entry.update(dtype=draw.choice(DTYPES)),
+            lambda: entry.update(shape=shape[::-1]),
+            lambda: entry.update(shape=[*shape, 1]),
+            lambda: entry.update(shape=[1 << 32, 1 << 32]),
+            lambda: entry.update(shape=[0, *shape], data_offsets=[start, start]),
+            lambda: entry.update(shape=[]),
+            lambda: entry.update(shape=[-1, *shape[1:]]),
+            lambda: entry.update(shape=[1] * draw.choice([20, 65, 1_000, 100_000])),
+            lambda: entry.update(shape=[float(size) for size in shape]),
+            lambda: entry.update(data_offsets=[stop, start]),
+            lambda: entry.update(data_offsets=[start + 1, stop + 1]),
+            lambda: entry.update(data_offsets=[0, stop - start]),
+            lambda: entry.update(data_offsets=[start, stop + draw.choice([-1, 1, 4, 1 << 40])]),
+            lambda: entry.update(data_offsets=[1 << 64, (1 << 64) + stop - start]),
+            lambda: entry.update(data_offsets=[-4, stop]),
+            lambda: entry.update(data_offsets=[start]),
+            lambda: entry.update(dtype="U8", shape=[stop - start]),
+            lambda: entry.update(dtype="F64", shape=[(stop - start) // 8]),
+        ]
+    )()
     return joined(header, data)
 
 
@@ -109,15 +133,32 @@ def measure(draw: Random, header: Header, data: bytes) -> bytes:
     """Say that the header is longer or shorter, or that it is in another byte order."""
     content = joined(header, data)
     (length,) = struct.unpack("<Q", content[:8])
-    said = draw.choice([0, 1, 2, length - 1, length + 1, length * 2, len(content), len(content) - 8, 1 << 31, 100_000_000, 100_000_001,
-                        1 << 60, (1 << 64) - 1])  # fmt: skip
+    said = draw.choice(
+        [
+            0,
+            1,
+            2,
+            length - 1,
+            length + 1,
+            length * 2,
+            len(content),
+            len(content) - 8,
+            1 << 31,
+            100_000_000,
+            100_000_001,
+            1 << 60,
+            (1 << 64) - 1,
+        ]
+    )
     return (struct.pack(">Q", length) if draw.random() < 0.15 else struct.pack("<Q", said)) + content[8:]
 
 
 def pad(draw: Random, header: Header, data: bytes) -> bytes:
     """Put blanks around the header, or bytes behind the tensors."""
     text = json.dumps(header).encode()
-    text = draw.choice([b" " + text, text + b" " * draw.choice([1, 8, 1 << 20]), b"\n" + text, text + b"\0", b"\xef\xbb\xbf" + text, text])
+    text = draw.choice(
+        [b" " + text, text + b" " * draw.choice([1, 8, 1 << 20]), b"\n" + text, text + b"\0", b"\xef\xbb\xbf" + text, text]
+    )
     return struct.pack("<Q", len(text)) + text + data + draw.choice([b"", b"\0", bytes(1 << 20)])
 
 
@@ -139,8 +180,21 @@ def any_bytes(draw: Random, header: Header, data: bytes) -> bytes:
 
 
 MUTATIONS: tuple[Callable[[Random, Header, bytes], bytes], ...] = (
-    redescribe, redescribe, redescribe, rename, lose, extend, annotate, measure, pad, poison, header_json, header_json, any_bytes, any_bytes,
-)  # fmt: skip
+    redescribe,
+    redescribe,
+    redescribe,
+    rename,
+    lose,
+    extend,
+    annotate,
+    measure,
+    pad,
+    poison,
+    header_json,
+    header_json,
+    any_bytes,
+    any_bytes,
+)
 
 
 def mutate(draw: Random, content: bytes) -> tuple[bytes, str]:

@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 
 from . import cases
+from .sandbox import stream
 from .subjects import subjects
 
 MEMORY = 6 << 30
@@ -23,7 +24,7 @@ MEMORY = 6 << 30
 
 
 def work(seed: int, indices: range, keep: Path | None = None) -> None:
-    """Run mutations, and report each as a line of JSON on what stdout was when the process started: first its index, then how it ended."""
+    """Run mutations, and report each on what stdout was when the process started: a line with its index, one with how it ended."""
     resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     torch.set_num_threads(1)
@@ -46,14 +47,15 @@ def _caught() -> Iterator[Callable[[], None]]:
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
 
         def forget() -> None:
+            sys.stdout.flush()
+            sys.stderr.flush()
             for file in (out, err):
                 os.ftruncate(file.fileno(), 0)
                 os.lseek(file.fileno(), 0, os.SEEK_SET)
 
         for file, number in ((out, 1), (err, 2)):
             os.dup2(file.fileno(), number)
-        sys.stdout = os.fdopen(1, "w", encoding="utf-8", closefd=False)
-        sys.stderr = os.fdopen(2, "w", encoding="utf-8", errors="backslashreplace", closefd=False)
+        sys.stdout, sys.stderr = stream(1), stream(2)
         try:
             yield forget
         finally:  # what goes wrong in the fuzzing itself is to be seen
