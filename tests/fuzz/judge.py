@@ -41,9 +41,8 @@ class FindingError(Exception):
 class Attempt:
     """A mutation whose files lie in the sandbox: what was done to them, and what is to be done with them.
 
-    `act` returns where it succeeds and raises SwnetError where it refuses. `out` is the
-    folder that a success may write, in the working directory; `foreign` marks code of a mutated
-    file that nobody shields stdout from.
+    `act` returns where it succeeds and raises SwnetError where it refuses. `out` is the folder that a success may write, in the
+    working directory; `foreign` marks code of a mutated file that nobody shields stdout from.
     """
 
     told: str
@@ -53,6 +52,7 @@ class Attempt:
 
 
 def judge(attempt: Attempt, sandbox: Sandbox) -> tuple[str, str]:
+    """Run an attempt in its sandbox; return the verdict, and the message of a refusal or what is wrong."""
     before, process = sandbox.snapshot(), Process()
     with limited(SECONDS) as rung:
         verdict, said = _ended(attempt.act)
