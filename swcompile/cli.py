@@ -194,8 +194,9 @@ def _silenced() -> Iterator[None]:
 
 def _show(document: Mapping[str, Any], shown: Sequence[RenderableType], *, as_json: bool, quiet: bool) -> None:
     text = f"{_json(document)}\n" if as_json else "" if quiet else _rendered(shown)
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
     try:
-        click.echo(text, nl=False)
+        click.echo(text.encode(encoding, "backslashreplace").decode(encoding), nl=False)  # names of files may be no text
     except BrokenPipeError:  # `| head` has read enough; let Python's own flush at the end go nowhere
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
@@ -232,7 +233,7 @@ def _load(path: str, entry: str | None, inputs: Sequence[str]) -> tuple[ModelFil
 
     shapes = tuple(modelfile.parse_input(text) for text in inputs)
     found = modelfile.load_model(path, entry)
-    if hasattr(found.model, "swcompile"):
+    if "swcompile" in vars(found.model):
         raise SwnetError(f"{path} builds a model that swcompile has rewired already. Name the file of the original model.")
     return found, shapes or found.example_inputs
 
@@ -468,12 +469,19 @@ def run(arguments: Sequence[str]) -> int:
         error.show()
         return BAD_INPUT
     except SwnetError as error:
-        click.echo(f"error: {_printable(str(error))}", err=True)
+        _complain(f"error: {_printable(str(error))}")
         return NOTHING_TO_DO if isinstance(error, NothingToDoError) else BAD_INPUT
     except Exception:
-        traceback.print_exc()
-        click.echo(BUG_REPORT, err=True)
+        _complain(f"{traceback.format_exc()}{BUG_REPORT}")
         return BUG
+
+
+def _complain(text: str) -> None:
+    try:
+        click.echo(text, err=True)
+    except ValueError:  # the user's code has closed stderr, or stdout while that stood for it
+        with contextlib.suppress(OSError):
+            os.write(2, f"{text}\n".encode(errors="backslashreplace"))
 
 
 def _interrupted(cause: BaseException | None) -> int:

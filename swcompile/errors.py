@@ -11,3 +11,14 @@ class SwnetError(Exception):
 
 class NothingToDoError(SwnetError):
     """Report a model in which nothing can be rewired, with the reason for each layer."""
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of what an exception says, or its class where that says nothing: it may be the user's, and fail to."""
+    try:
+        lines = str(error).strip().splitlines()
+    except KeyboardInterrupt:
+        raise
+    except BaseException:  # even SystemExit: it is the code of somebody's __str__
+        lines = []
+    return lines[0].rstrip(".")[:300] if lines else type(error).__name__

@@ -8,6 +8,7 @@ module-level `nn.Module` called `model`; the only `nn.Module` subclass defined i
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.util
 import inspect
 import os
@@ -23,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from swcompile.errors import SwnetError
+from swcompile.errors import SwnetError, first_line
 
 BUILDERS = ("build_model", "get_model")
 INPUTS = "example_inputs"
@@ -60,12 +61,15 @@ def load_model(path: str | Path, entry: str | None = None) -> ModelFile:
     if file.suffix != ".py" or not os.path.isfile(file):  # which, unlike Path.is_file, takes any name
         raise SwnetError(f"There is no Python file {path}; name one that builds a model, such as model.py.")
     file = file.resolve()  # now: what is run may change the working directory
+    if file.suffix != ".py":
+        raise SwnetError(f"{path} is a link to {file.name}, which is no Python file; name one, such as model.py.")
     root, name = _package_root(file)
     with _importing(root, name) as new_modules:
         module = _run(file, name)
-        entry_name, made = _find(module, entry, file.name)
-        model = _build(entry_name, made, file)
-        inputs = _example_inputs(module, file)
+        with _blaming(file, "while a model was looked for in it"):  # by asking its objects, whose methods may raise
+            entry_name, made = _find(module, entry, file.name)
+            model = _build(entry_name, made, file)
+            inputs = _example_inputs(module, file)
         sources = (file, *(source for source in new_modules() if source != file))
     return ModelFile(model, inputs, entry_name, root, tuple(dict.fromkeys(sources)))
 
@@ -113,15 +117,16 @@ def _importing(root: Path, name: str) -> Iterator[Callable[[], list[Path]]]:
     """Make the files under `root` importable for the length of the block; yield a function that lists those imported since.
 
     Modules imported stay imported under their own names, for whoever looks them up later (torch.compile does); when the block
-    fails they are forgotten. Modules of the same names from other folders are put aside and come back.
+    fails they are forgotten. Modules of the same names from other folders are put aside and come back. So do `sys.path` and the
+    working directory, whatever the files make of them.
     """
     known = dict(sys.modules)
     hidden = {key: found for key, found in known.items() if _shadows(key, found, root) and (key != name or "." in name)}
-    writes, path = sys.dont_write_bytecode, list(sys.path)
+    writes, path, entries = sys.dont_write_bytecode, sys.path, list(sys.path)
 
     def imported() -> list[Path]:
         fresh = [module for key, module in list(sys.modules.items()) if known.get(key) is not module or key in hidden]
-        files = [Path(file).resolve() for module in fresh if (file := getattr(module, "__file__", None))]
+        files = [file for module in fresh if (file := _file_of(module)) is not None]
         return [file for file in files if file.suffix == ".py" and file.is_relative_to(root) and not _installed(file)]
 
     for key in hidden:
@@ -129,6 +134,7 @@ def _importing(root: Path, name: str) -> Iterator[Callable[[], list[Path]]]:
     sys.dont_write_bytecode = True
     sys.path.insert(0, str(root))
     importlib.invalidate_caches()
+    folder = _folder()
     try:
         yield imported
     except BaseException:
@@ -138,8 +144,19 @@ def _importing(root: Path, name: str) -> Iterator[Callable[[], list[Path]]]:
         raise
     finally:
         sys.modules.update(hidden)
-        sys.path[:] = path
+        sys.path = path
+        path[:] = entries
         sys.dont_write_bytecode = writes
+        if folder is not None and _folder() != folder:
+            with contextlib.suppress(OSError):  # it is gone
+                os.chdir(folder)
+
+
+def _folder() -> str | None:
+    """Return the working directory, or None where it has been removed."""
+    with contextlib.suppress(OSError):
+        return os.getcwd()
+    return None
 
 
 def _shadows(name: str, module: ModuleType, root: Path) -> bool:
@@ -147,24 +164,39 @@ def _shadows(name: str, module: ModuleType, root: Path) -> bool:
     top = name.split(".")[0]
     if top in sys.stdlib_module_names or not ((root / f"{top}.py").is_file() or (root / top / "__init__.py").is_file()):
         return False
-    file = getattr(module, "__file__", None)
-    return file is not None and not _inside(module, root) and not _installed(Path(file))
+    file = _file_of(module)
+    return file is not None and not file.is_relative_to(root) and not _installed(file)
 
 
 def _inside(module: ModuleType, root: Path) -> bool:
-    file = getattr(module, "__file__", None)
-    return file is not None and Path(file).resolve().is_relative_to(root)
+    file = _file_of(module)
+    return file is not None and file.is_relative_to(root)
+
+
+def _file_of(module: object) -> Path | None:
+    """Return the file of a module, None where it has none: in sys.modules, code may have put any object under any name."""
+    file = vars(module).get("__file__") if isinstance(module, ModuleType) else None
+    with contextlib.suppress(ValueError):  # a name that no file can have
+        return Path(os.path.realpath(file)) if isinstance(file, str) else None
+    return None
 
 
 def _installed(file: Path) -> bool:
-    return any(file.is_relative_to(sysconfig.get_path(kind)) for kind in ("stdlib", "purelib", "platlib"))
+    return any(file.is_relative_to(place) for place in _places())
+
+
+@functools.cache
+def _places() -> frozenset[str]:
+    """Return the folders that hold installed packages, also by their names behind links."""
+    places = [sysconfig.get_path(kind) for kind in ("stdlib", "purelib", "platlib")]
+    return frozenset([*places, *map(os.path.realpath, places)])
 
 
 def _run(file: Path, name: str) -> ModuleType:
     """Import the file under its own name, or under its folder's too where another file has taken that name."""
     if "." in name:
         with _blaming(file, "while it was imported"):
-            return importlib.import_module(name)
+            return _module(importlib.import_module(name))
     place = file.resolve()
     before = sys.modules.get(name)
     if before is not None and getattr(before, "__file__", None) != str(place):
@@ -183,6 +215,13 @@ def _run(file: Path, name: str) -> ModuleType:
     return module
 
 
+def _module(found: object) -> ModuleType:
+    """Return what an import gave, which a file may have replaced by any object."""
+    if not isinstance(found, ModuleType):
+        raise TypeError(f"it put an object of type {type(found).__name__} in place of its module")
+    return found
+
+
 def _restore(name: str, module: ModuleType | None) -> None:
     if module is None:
         sys.modules.pop(name, None)
@@ -198,21 +237,15 @@ def _blaming(file: Path, when: str) -> Iterator[None]:
     except (SwnetError, KeyboardInterrupt):
         raise
     except BaseException as error:  # SystemExit for one
-        where = _where(error, file.resolve())
-        said = _said(error)
-        text = f"{type(error).__name__}: {said[0]}" if said else type(error).__name__
-        raise SwnetError(f"{file.name} failed {when}, at {where}: {text[:300]}. Run `python {file.name}` to see more.") from error
-
-
-def _said(error: BaseException) -> list[str]:
-    try:
-        return str(error).strip().splitlines()
-    except Exception:  # it is the user's class
-        return []
+        kind, said = type(error).__name__, first_line(error)
+        text = kind if said == kind else f"{kind}: {said}"
+        raise SwnetError(
+            f"{file.name} failed {when}, at {_where(error, file)}: {text}. Run `python {file.name}` to see more."
+        ) from error
 
 
 def _where(error: BaseException, file: Path) -> str:
-    if isinstance(error, SyntaxError) and error.filename:
+    if isinstance(error, SyntaxError) and isinstance(error.filename, str):
         return f"{Path(error.filename).name}:{error.lineno}"
     frames = traceback.extract_tb(error.__traceback__)
     own = [frame for frame in frames if Path(frame.filename).is_relative_to(file.parent) and not _installed(Path(frame.filename))]

@@ -12,6 +12,8 @@ import binascii
 import dataclasses
 import hashlib
 import json
+import os
+import stat
 import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -43,6 +45,8 @@ KEYS = (
 )
 ALTERED = "It was altered, or not written by swcompile; write it anew: `swcompile transform`, swnet.save or Plan.to_json."
 AGAIN = "Make a new plan with swnet.plan(model)."
+MAX_NAME = 1000
+"""The longest name of a layer or feature that is read: messages repeat them."""
 MAX_BYTES = 256 << 20
 """The largest plan file that is read. A kernel-wise plan of VGG16 takes about 2 MB."""
 
@@ -118,6 +122,10 @@ class Options:
 
 def _is_real(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+
+
+def _is_name(value: object) -> bool:
+    return isinstance(value, str) and len(value) <= MAX_NAME
 
 
 def _is_count(value: object, *, at_least: int) -> bool:
@@ -281,9 +289,13 @@ class Plan:
             raise SwnetError(f"{path!r} was given as the name of a plan; name a plan.json that swcompile wrote.")
         file = Path(path)
         try:
-            if file.stat().st_size > MAX_BYTES:
-                raise SwnetError(f"{file.name} is {file.stat().st_size:,} bytes; a plan has at most {MAX_BYTES:,}. {ALTERED}")
-            return Plan.from_json(file.read_text(encoding="utf-8"))
+            with open(file, "rb", opener=_without_waiting) as opened:
+                facts = os.fstat(opened.fileno())
+                if not stat.S_ISREG(facts.st_mode):
+                    raise SwnetError(f"The plan {file.name} is not a plain file. Name a plan.json that swcompile wrote.")
+                if facts.st_size > MAX_BYTES:
+                    raise SwnetError(f"{file.name} is {facts.st_size:,} bytes; a plan has at most {MAX_BYTES:,}. {ALTERED}")
+                return Plan.from_json(opened.read(MAX_BYTES).decode())
         except UnicodeDecodeError as error:
             raise SwnetError(f"The plan {file.name} is not text in UTF-8. {ALTERED}") from error
         except (OSError, ValueError) as error:  # ValueError: a name that no file can have
@@ -291,6 +303,11 @@ class Plan:
             raise SwnetError(
                 f"The plan {file.name or path} cannot be read: {reason}. Name a plan.json that swcompile wrote."
             ) from error
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    """Open a file that may turn out to be a pipe, for which nobody writes."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def _pack(mask: NDArray[np.bool_]) -> dict[str, Any]:
@@ -345,7 +362,7 @@ class _Reader:
         if isinstance(options.p, str):
             raise SwnetError(f"The plan's options.p is a policy; a plan holds the number that was chosen. {ALTERED}")
         requested = self._get("requested_p")
-        if not isinstance(requested, str) and not _is_real(requested):
+        if not _is_name(requested) and not _is_real(requested):
             raise self._wrong("requested_p", "a number or the name of a policy", requested)
         return Plan(
             fingerprint=self._text("fingerprint"),
@@ -354,7 +371,7 @@ class _Reader:
             layers=tuple(self._wiring(item, names, place) for place, item in enumerate(self._list("layers", dict))),
             promise=self._record("promise", Promise),
             notes=tuple(Note(*self._pair(item, (str, str), "notes")) for item in self._list("notes", list)),
-            bypassed=tuple(self._pair(item, (str, int), "bypassed") for item in self._list("bypassed", list)),
+            bypassed=tuple(self._bypassed(item) for item in self._list("bypassed", list)),
             leaves=tuple(self._list("leaves", str)),
         )
 
@@ -377,12 +394,20 @@ class _Reader:
         value = self._get(key)
         if not isinstance(value, list) or not all(isinstance(item, kind) for item in value):
             raise self._wrong(key, f"a list of {kind.__name__}", value)
+        if kind is str and not all(map(_is_name, value)):
+            raise self._wrong(key, f"a list of names of at most {MAX_NAME:,} characters", value)
         return value
 
     def _pair(self, item: list[Any], kinds: tuple[type, type], key: str) -> tuple[Any, Any]:
         if len(item) != 2 or not all(isinstance(value, kind) for value, kind in zip(item, kinds, strict=True)):
             raise self._wrong(key, "a list of pairs", item)
         return item[0], item[1]
+
+    def _bypassed(self, item: list[Any]) -> tuple[str, int]:
+        name, kept = self._pair(item, (str, int), "bypassed")
+        if not _is_name(name) or not _is_count(kept, at_least=0):
+            raise self._wrong("bypassed", "a list of pairs of a name and a small number", item)
+        return name, kept
 
     def _record(self, key: str, kind: type[Any]) -> Any:
         value = self._get(key)
@@ -398,7 +423,7 @@ class _Reader:
 
     def _wiring(self, item: dict[str, Any], names: Sequence[str], place: int) -> LayerWiring:
         key = f"layers[{place}]"
-        if set(item) != {"layer", "taps", "columns", "mask"} or not isinstance(item["layer"], str):
+        if set(item) != {"layer", "taps", "columns", "mask"} or not _is_name(item["layer"]):
             raise self._wrong(key, "an object with layer, taps, columns and mask", item)
         if not isinstance(item["taps"], list) or not isinstance(item["columns"], list):
             raise self._wrong(key, "an object whose taps and columns are lists", item)
@@ -481,12 +506,17 @@ def _verify_masks(plan: Plan) -> None:
 
 
 def _verify_bypassed(plan: Plan, graph: LayerGraph) -> None:
-    sums = {producer.name: len(producer.parts) for producer in graph.producers if producer.kind == "sum"}
+    sums = {producer.name: producer for producer in graph.producers if producer.kind == "sum"}
     if plan.bypassed and (plan.options.wiring, plan.options.skips) != ("kernel", "remove"):
         raise SwnetError(f"The plan bypasses sums, which only wiring='kernel' with skips='remove' does. {AGAIN}")
     for name, kept in plan.bypassed:
-        if name not in sums or not 0 <= kept < sums[name]:
+        if name not in sums or not 0 <= kept < len(sums[name].parts):
             raise SwnetError(f"The plan bypasses {name!r} for its input {kept}; the model has no such sum. {AGAIN}")
+        if sum(run.width for run in sums[name].parts[kept]) != sums[name].channels:
+            raise SwnetError(f"The plan bypasses {name!r} for its input {kept}, which is narrower than the sum. {AGAIN}")
+    twice = [name for name, count in Counter(name for name, _ in plan.bypassed).items() if count > 1]
+    if twice:
+        raise SwnetError(f"The plan bypasses {twice[0]!r} twice, where a sum has one input that stays. {AGAIN}")
 
 
 def _verify_counts(plan: Plan, graph: LayerGraph) -> None:

@@ -21,7 +21,7 @@ import shutil
 import signal
 import stat
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from io import BufferedReader
@@ -34,7 +34,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from swcompile import plan as plans
-from swcompile.errors import SwnetError
+from swcompile.errors import SwnetError, first_line
 from swcompile.modelfile import Shape, check_shape
 from swcompile.plan import ALTERED, Plan
 
@@ -98,7 +98,7 @@ def _write_files(fresh: Path, plan: Plan, state: Mapping[str, Any], shapes: tupl
         save_file(unique, fresh / WEIGHTS)
     except (SafetensorError, KeyError, ValueError) as error:
         raise SwnetError(
-            f"The weights cannot be written as safetensors: {_first_line(error)}. Choose another folder, or convert them."
+            f"The weights cannot be written as safetensors: {first_line(error)}. Choose another folder, or convert them."
         ) from error
     (fresh / WEIGHTS).chmod(stat.S_IMODE((fresh / PLAN).stat().st_mode))  # safetensors leaves 0600, whatever the umask says
     manifest = {
@@ -263,9 +263,9 @@ def _free(target: Path, folder: str, force: bool) -> Path:
 
 def read(folder: str | Path) -> Stored:
     """Read the manifest and the plan of a saved model. Raises SwnetError for anything that is not exactly what `write` wrote."""
-    root = Path(folder) if isinstance(folder, str | Path) else Path()
-    if not str(folder) or not isinstance(folder, str | Path) or not root.is_dir():
+    if not isinstance(folder, str | Path) or not os.path.isdir(folder):  # which, unlike Path.is_dir, takes any name
         raise SwnetError(f"There is no folder {folder} to load; write one with swnet.save or `swcompile transform`.")
+    root = Path(folder)
     with _opened(root / MANIFEST) as file:
         manifest = _Manifest(_bounded(file, MANIFEST, MAX_MANIFEST_BYTES))
     size, digest = manifest.file(PLAN)
@@ -296,17 +296,18 @@ def fill(module: nn.Module, stored: Stored) -> None:
     _match(WEIGHTS, size, stored.weights_bytes, digest, stored.weights_sha256)
     try:
         with safe_open(path, framework="pt") as tensors:
-            weights = {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118 (not a mapping)
+            names = tensors.keys()  # of which a small file can hold a million: only what is wanted is looked at
+            weights = {name: tensors.get_tensor(name) for name in names if name in wanted}
     except (SafetensorError, KeyError, ValueError, RuntimeError, TypeError, OSError) as error:
-        raise SwnetError(f"{WEIGHTS} cannot be read as safetensors: {_first_line(error)}. Save the model again.") from error
+        raise SwnetError(f"{WEIGHTS} cannot be read as safetensors: {first_line(error)}. Save the model again.") from error
     weights |= {name: weights[first] for name, first in stored.aliases.items() if first in weights and name not in weights}
-    _compare(wanted, weights)
+    _compare(wanted, weights, [name for name in names if name not in wanted])
     module.load_state_dict(weights, strict=True)
 
 
-def _compare(wanted: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> None:
+def _compare(wanted: Mapping[str, Tensor], weights: Mapping[str, Tensor], foreign: Sequence[str]) -> None:
     wrong = [f"{name} is missing" for name in wanted if name not in weights]
-    wrong += [f"{name} is not in the model" for name in weights if name not in wanted]
+    wrong += [f"{name[:80]} is not in the model" for name in foreign]
     for name in (name for name in wanted if name in weights):
         need, have = wanted[name], weights[name]
         if (need.shape, need.dtype) != (have.shape, have.dtype):
@@ -324,7 +325,7 @@ def _compare(wanted: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> Non
 
 
 def _words(tensor: Tensor) -> str:
-    return f"{_dtype_name(tensor.dtype)} of shape {tuple(tensor.shape)}"
+    return f"{_dtype_name(tensor.dtype)} of shape {str(tuple(tensor.shape))[:80]}"
 
 
 def _dtype_name(dtype: torch.dtype) -> str:
@@ -346,7 +347,9 @@ def _opened(path: Path) -> Iterator[BufferedReader]:
         if path.is_symlink():  # where O_NOFOLLOW is missing
             raise SwnetError(f"{path.name} is a link; a saved model holds plain files only. Put the file itself there.")
         flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
-        with os.fdopen(os.open(path, flags), "rb") as file:
+        with open(
+            path, "rb", opener=lambda name, _: os.open(name, flags)
+        ) as file:  # which, unlike os.fdopen, closes a folder again
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 raise SwnetError(f"{path.name} is not a plain file. {ALTERED}")
             yield file
@@ -370,10 +373,6 @@ def _bounded(file: BufferedReader, name: str, limit: int) -> bytes:
 def _digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")[:200]
 
 
 class _Manifest:

@@ -483,3 +483,18 @@ def test_the_command_line_answers_without_torch():
     subprocess.run(
         [sys.executable, "-c", program], check=True, env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}, stdout=-3
     )
+
+
+@pytest.mark.parametrize("line", ["sys.stdout.close()", "sys.stderr.close()"])
+def test_the_error_is_said_though_the_users_code_closes_its_streams(project, line):
+    (project / "net.py").write_text(f"import sys\n{line}\nraise KeyError('x')\n")
+    done = command_line(project, "check", "net.py")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: net.py failed while it was imported, at net.py:3: KeyError: 'x'.")
+
+
+def test_a_file_whose_name_is_no_text(project):
+    (project / "net_\udcff.py").write_text(NET)
+    done = command_line(project, "transform", "net_\udcff.py", *SHAPE)
+    assert (done.returncode, done.stderr.splitlines()[1:]) == (0, [])
+    assert "net_\\udcff.py, rewired" in done.stdout

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import textwrap
 from pathlib import Path
@@ -250,3 +251,68 @@ def test_a_dtype_that_is_none_is_refused(text):
 def test_a_model_taken_from_elsewhere_by_entry(write):
     found = load_model(write("from torch.nn import Identity as plain\n"), "plain")
     assert isinstance(found.model, nn.Identity)
+
+
+# What the file's own code may do
+
+
+@pytest.mark.parametrize("line", ["sys.path = None", "sys.path = ['x']", "sys.path.clear()", "os.chdir('/')"])
+def test_the_path_and_the_working_directory_are_as_before(write, line):
+    path, entries, folder = sys.path, list(sys.path), os.getcwd()
+    load_model(write(f"import os, sys\n{NET}\ndef build_model():\n    {line}\n    return Net()\n"))
+    assert sys.path is path
+    assert sys.path == entries
+    assert os.getcwd() == folder
+
+
+@pytest.mark.parametrize("found", ["3", "None", "Odd()", "named(3)", "named('a\\0b.py')", "named('\\ud800')"])
+def test_any_object_may_stand_among_the_modules(write, found):
+    """Lazy modules and stand-ins do: they may answer anything, or raise."""
+    odd = "class Odd:\n    def __getattr__(self, name):\n        return 1 / 0\n"
+    named = "def named(file):\n    made = type(sys)('odd')\n    made.__file__ = file\n    return made\n"
+    try:
+        assert width(load_model(write(f"import sys\n{odd}{named}sys.modules['odd'] = {found}\n{NET}"))) == 4
+        with pytest.raises(SwnetError, match="ZeroDivisionError"):
+            load_model(write(f"import sys\n{odd}{named}sys.modules['odd'] = {found}\n1 / 0\n", "other.py"))
+    finally:
+        sys.modules.pop("odd", None)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "example_inputs = type('S', (list,), {'__len__': lambda self: 1 / 0})()",
+        "build_model = type('B', (), {'__call__': lambda self: Net(), '__eq__': lambda self, other: 1 / 0})()\n"
+        "get_model = build_model",
+        "class Meta(type):\n    @property\n    def __name__(cls):\n        return 1 / 0\nclass Odd(nn.Module, metaclass=Meta):\n"
+        "    def forward(self, x):\n        return x",
+    ],
+)
+def test_objects_that_raise_when_they_are_asked_are_the_files_fault(write, source):
+    with pytest.raises(
+        SwnetError, match=r"net\.py failed while a model was looked for in it, at net\.py:\d+: ZeroDivisionError: division"
+    ):
+        load_model(write(NET + source + "\n"))
+
+
+@pytest.mark.parametrize("said", ["1 / 0", "3", "sys.exit(3)"])
+def test_an_exception_that_cannot_say_what_it_is(write, said):
+    with pytest.raises(SwnetError, match=r"net\.py failed while it was imported, at net\.py:\d+: OddError\. Run"):
+        load_model(
+            write(f"import sys\nclass OddError(Exception):\n    def __str__(self):\n        return {said}\nraise OddError\n")
+        )
+
+
+def test_a_package_file_that_puts_something_else_in_its_place(write):
+    write("", "pack/__init__.py")
+    with pytest.raises(
+        SwnetError, match=r"net\.py failed while it was imported.*it put an object of type int in place of its module"
+    ):
+        load_model(write("import sys\nsys.modules[__name__] = 3\n", "pack/net.py"))
+
+
+def test_a_link_to_what_is_no_python_file(write, tmp_path):
+    write(NET, "blob")
+    (tmp_path / "net.py").symlink_to(tmp_path / "blob")
+    with pytest.raises(SwnetError, match=r"net\.py is a link to blob, which is no Python file; name one, such as model\.py\."):
+        load_model(tmp_path / "net.py")

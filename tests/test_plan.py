@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from swcompile.errors import SwnetError
-from swcompile.graph import GraphBuilder, LayerGraph, Run, Tap
+from swcompile.graph import GraphBuilder, LayerGraph, Run, Tap, slice_runs
 from swcompile.plan import VERSION, LayerWiring, Note, Options, Plan, Promise, promised_change, verify
 from swcompile.wiring import wire_block, wire_kernel
 from tests.graphs import chain, dense, residual
@@ -182,6 +183,30 @@ def test_a_file_that_is_not_there_too_large_or_not_text_is_refused(tmp_path: Pat
         Plan.read(file)
 
 
+@pytest.mark.parametrize("kind", ["pipe", "folder", "endless"])
+def test_what_is_no_plain_file_is_refused_at_once(tmp_path: Path, kind: str) -> None:
+    """A pipe for which nobody writes would be waited for, and /dev/zero has no end."""
+    file = tmp_path / "plan.json"
+    if kind == "pipe":
+        os.mkfifo(file)
+    elif kind == "folder":
+        file.mkdir()
+    else:
+        file.symlink_to("/dev/zero")
+    with pytest.raises(SwnetError, match=r"The plan plan\.json (is not a plain file|cannot be read: Is a directory)\. Name a plan"):
+        Plan.read(file)
+
+
+@pytest.mark.parametrize("key", ["features", "leaves", "layer", "bypassed", "requested_p"])
+def test_names_too_long_to_be_repeated_are_refused(key: str) -> None:
+    long = "a" * 1001
+    changed = {"layer": lambda: first_layer(layer=long), "bypassed": lambda: altered(bypassed=[[long, 0]]),
+               "requested_p": lambda: altered(requested_p=long)}.get(key, lambda: altered(**{key: [long]}))  # fmt: skip
+    said = message(changed())
+    assert "should be" in said
+    assert len(said) < 400
+
+
 # Fuzzing: a plan or a SwnetError, and nothing else.
 
 VALUES = st.sampled_from(
@@ -326,6 +351,26 @@ def test_a_plan_for_another_model_is_refused_by_its_fingerprint() -> None:
 def test_altered_counts_are_refused() -> None:
     plan = dataclasses.replace(BLOCK, promise=dataclasses.replace(BLOCK.promise, params=-7))
     assert "promises a change of -7 parameters and 0 multiply-accumulates; its wirings make it 0 and 0." in refusal(plan)
+
+
+@pytest.mark.parametrize(
+    ("bypassed", "says"),
+    [
+        ([("add", 0), ("add", 1)], "bypasses 'add' twice, where a sum has one input that stays."),
+        ([("scaled", 1)], "bypasses 'scaled' for its input 1, which is narrower than the sum."),
+        ([("add", 2)], "bypasses 'add' for its input 2; the model has no such sum."),
+    ],
+)
+def test_sums_that_cannot_be_bypassed_as_said(bypassed: list[tuple[str, int]], says: str) -> None:
+    build = GraphBuilder("sums")
+    x = build.layer("first", build.feature("x", build.input("x", 4), (1, 4)), 4, kind="Linear")
+    y = build.layer("second", build.feature("y", x, (1, 4)), 4, kind="Linear")
+    added = build.add("add", x, y)
+    build.sink(build.add("scaled", added, slice_runs(x, 0, 1)))
+    graph = build.finish()
+    options = Options(p=0.3, wiring="kernel", skips="remove")
+    plan = dataclasses.replace(planned(graph=graph, options=options), bypassed=tuple(bypassed))
+    assert says in refusal(plan, graph)
 
 
 def test_a_layer_that_can_never_be_rewired_is_refused_with_its_reason() -> None:

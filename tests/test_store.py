@@ -14,6 +14,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors import safe_open
 from torch import nn
 
 from swcompile import store
@@ -437,6 +438,59 @@ def test_weights_of_another_model(saved, changes, said):
         store.fill(module, rewritten(saved, **changes))
     for name, tensor in module.state_dict().items():
         assert torch.equal(tensor, before[name])
+
+
+def test_a_folder_in_place_of_a_file_is_closed_again(saved):
+    (saved / "plan.json").unlink()
+    (saved / "plan.json").mkdir()
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(3):
+        with pytest.raises(SwnetError, match=r"plan\.json cannot be read: Is a directory"):
+            store.read(saved)
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "x/" * 3000])
+def test_a_name_longer_than_any_folder_has(name):
+    with pytest.raises(SwnetError, match=r"There is no folder xx?"):
+        store.read(name)
+
+
+def test_names_in_the_weights_are_cut_where_a_message_repeats_them(saved):
+    with pytest.raises(SwnetError, match=r"is not in the model") as caught:
+        store.fill(Tied(), rewritten(saved, **{"a" * 5000: torch.zeros(2)}))
+    assert len(str(caught.value)) < 300
+    with pytest.raises(SwnetError, match=r"count is int64 of shape \(1, 1, ") as caught:
+        store.fill(Tied(), rewritten(saved, count=torch.zeros([1] * 60, dtype=torch.int64)))
+    assert len(str(caught.value)) < 300
+
+
+def test_tensors_that_the_model_does_not_have_are_counted_and_not_looked_at(saved, monkeypatch):
+    """A header of 100 MB can name a million of them."""
+    stored = rewritten(saved, **{f"more{number}": torch.zeros(0) for number in range(100)})
+    read: list[str] = []
+
+    class Opened:
+        def __init__(self, *arguments, **options):
+            self.file = safe_open(*arguments, **options)
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            pass
+
+        def keys(self):
+            return self.file.keys()
+
+        def get_tensor(self, name):
+            read.append(name)
+            return self.file.get_tensor(name)
+
+    monkeypatch.setattr(store, "safe_open", Opened)
+    with pytest.raises(SwnetError, match=r"more0 is not in the model.*and 95 more"):
+        store.fill(Tied(), stored)
+    assert not any(name.startswith("more") for name in read)
 
 
 def test_many_differences_are_counted(saved):

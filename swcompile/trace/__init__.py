@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 from torch import fx, nn
@@ -12,9 +13,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from swcompile.errors import SwnetError
 from swcompile.graph import LayerGraph
 from swcompile.trace.capture import Capture, Island, Steps, Subject, capture, tidy
-from swcompile.trace.copies import copy_model, set_mode, skeleton
+from swcompile.trace.copies import copy_model, refuse_strange, set_mode, skeleton
 from swcompile.trace.extract import extract
 from swcompile.trace.layers import LAYER_TYPES
+from swcompile.trace.lines import is_by_user, line_of
 from swcompile.trace.purify import purify
 from swcompile.trace.shapes import (
     Example,
@@ -23,7 +25,9 @@ from swcompile.trace.shapes import (
     observe_memory,
     propagate,
     propagate_elsewhere,
+    quiet,
 )
+from swcompile.trace.valued import reason_of
 
 __all__ = ["Example", "Island", "Steps", "Traced", "describe_inputs", "layer_graph", "trace", "trace_structure"]
 
@@ -62,17 +66,37 @@ def trace(model: nn.Module, example_inputs: object = None, leaves: Iterable[str]
     `leaves` are paths of modules that stay as they are. Raises SwnetError where the model cannot be copied or traced, or the
     inputs do not fit.
     """
-    example = _example(model, example_inputs)
-    mode, root = FakeTensorMode(allow_non_fake_inputs=True), copy_model(model)
-    return _trace(Subject(root, skeleton(root, mode), mode, example, _paths(model, leaves)), example_inputs is None)
+    with _answering(model):
+        example = _example(model, example_inputs)
+        mode, root = FakeTensorMode(allow_non_fake_inputs=True), copy_model(model)
+        return _trace(Subject(root, skeleton(root, mode), mode, example, _paths(model, leaves)), example_inputs is None)
 
 
 def trace_structure(model: nn.Module, example_inputs: object = None, leaves: Iterable[str] = ()) -> Traced:
     """Trace a model without its weights: works on `meta`, and at no memory. For analysis and planning only."""
-    example = _example(model, example_inputs)
-    mode = FakeTensorMode(allow_non_fake_inputs=True)
-    bare = skeleton(model, mode)
-    return _trace(Subject(bare, bare, mode, example, _paths(model, leaves)), example_inputs is None)
+    with _answering(model):
+        example = _example(model, example_inputs)
+        mode = FakeTensorMode(allow_non_fake_inputs=True)
+        bare = skeleton(model, mode)
+        return _trace(Subject(bare, bare, mode, example, _paths(model, leaves)), example_inputs is None)
+
+
+@contextmanager
+def _answering(model: nn.Module) -> Iterator[None]:
+    """Turn what the model's own code raises when it is asked something (its parameters, a copy) into a SwnetError."""
+    try:
+        refuse_strange(model)
+        with quiet():
+            yield
+    except (SwnetError, KeyboardInterrupt):
+        raise
+    except BaseException as error:
+        if isinstance(error, Exception) and not is_by_user(error):  # SystemExit and the like are never ours
+            raise
+        raise SwnetError(
+            f"{type(model).__name__} cannot be traced: its own code raised {reason_of(error)} (at "
+            f"{line_of(error) or 'an unknown line'}). Let it run without that, or give the part that does."
+        ) from error
 
 
 def _example(model: nn.Module, example_inputs: object) -> Example:

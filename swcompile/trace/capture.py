@@ -22,7 +22,7 @@ from swcompile.trace.interpret import map_in
 from swcompile.trace.lines import line_of
 from swcompile.trace.purify import WRITES, named_in_place
 from swcompile.trace.random_state import random_state
-from swcompile.trace.shapes import Example, Spec, fakes, fixed_sizes
+from swcompile.trace.shapes import Example, Spec, arguments, fakes, fixed_sizes
 from swcompile.trace.tracer import LayerTracer, UntraceableError
 from swcompile.trace.valued import ValuedTracer, reason_of
 
@@ -144,7 +144,7 @@ def _with_values(subject: Subject, fixed: Mapping[str, Any], steps: Steps) -> _F
 
     found = attempt(subject.example)
     sizes = _fixed(subject, found)
-    names = inspect.signature(subject.root.forward).parameters
+    names = [argument.name for argument in arguments(subject.root)]
     source = next((name for name, value in zip(names, subject.example, strict=False) if isinstance(value, Spec)), None)
     if "batch size" in sizes and source is not None:
         with suppress(Exception):  # a model that takes no other batch, or that loops over it: then it stays as it is
@@ -198,18 +198,23 @@ def _write_back(root: nn.Module, graph: fx.Graph, state: _State) -> None:
                     graph.call_method("copy_", (graph.get_attr(full), value.node))
 
 
-_State = dict[nn.Module, tuple[dict[str, Any], dict[str, Any]]]
+_State = dict[nn.Module, tuple[dict[str, Any], ...]]
+"""The attributes, buffers, parameters and submodules of each module."""
 
 
 def _attributes(root: nn.Module) -> _State:
     ours = (module for module in root.modules() if not isinstance(module, torch.jit.ScriptModule))
-    return {module: (dict(module.__dict__), dict(module._buffers)) for module in ours}
+    return {
+        module: (dict(module.__dict__), dict(module._buffers), dict(module._parameters), dict(module._modules)) for module in ours
+    }
 
 
 def _restore(state: _State) -> None:
-    """Put the attributes and buffers back that forward assigned while it was traced."""
-    for module, (attributes, buffers) in state.items():
+    """Put back what forward assigned or took away while it was traced."""
+    for module, (attributes, buffers, parameters, modules) in state.items():
         module._buffers.update(buffers)
+        module._parameters.update(parameters)
+        module._modules.update(modules)
         for name in [name for name, value in module.__dict__.items() if attributes.get(name, module) is not value]:
             if name in attributes:
                 module.__dict__[name] = attributes[name]
@@ -224,11 +229,11 @@ def _writes_to(node: fx.Node, path: str) -> bool:
     return node.op == "get_attr" and node.target == path
 
 
-def _left_out(root: nn.Module, arguments: int) -> dict[str, Any]:
+def _left_out(root: nn.Module, count: int) -> dict[str, Any]:
     """Return the arguments that the example leaves out, with their defaults."""
-    given = list(inspect.signature(root.forward).parameters.values())
+    given = arguments(root)
     positional = [place for place in given if place.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD]
-    left_out = [*positional[arguments:], *(place for place in given if place.kind is inspect.Parameter.KEYWORD_ONLY)]
+    left_out = [*positional[count:], *(place for place in given if place.kind is inspect.Parameter.KEYWORD_ONLY)]
     return {place.name: place.default for place in left_out if place.default is not inspect.Parameter.empty}
 
 

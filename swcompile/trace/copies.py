@@ -11,11 +11,12 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
-from swcompile.errors import SwnetError
+from swcompile.errors import SwnetError, first_line
 
 
 def copy_model(model: nn.Module) -> nn.Module:
     """Copy a model, parameters included. Raises SwnetError where it cannot be copied."""
+    _refuse_lazy(model)
     return _deepcopy(model, {})
 
 
@@ -24,6 +25,7 @@ def skeleton(model: nn.Module, mode: FakeTensorMode) -> nn.Module:
 
     Fake tensors live on the CPU even for a model on `meta`, so that constants made in `forward` can meet them.
     """
+    _refuse_lazy(model)
     memo: dict[int, Any] = {}
     with mode:
         for tensor in (*model.parameters(), *model.buffers()):
@@ -33,15 +35,31 @@ def skeleton(model: nn.Module, mode: FakeTensorMode) -> nn.Module:
 
 
 def _deepcopy(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
-    _refuse_lazy(model)
     try:
         with copying_fakes(lambda fake: fake):
             return copy.deepcopy(model, memo)
     except Exception as error:
         raise SwnetError(
-            f"{type(model).__name__} cannot be copied ({type(error).__name__}: {error}); swcompile works on a copy. "
+            f"{type(model).__name__} cannot be copied ({type(error).__name__}: {first_line(error)}); swcompile works on a copy. "
             "Keep tensors that are results of computations out of the model's attributes, or detach them."
         ) from error
+
+
+def refuse_strange(model: nn.Module) -> None:
+    """Raise SwnetError for a model that does not tell its modules, parameters and buffers as every other one does."""
+    try:
+        modules = [*model.modules(), *(module for _, module in model.named_modules(remove_duplicate=False))]
+        tensors = [*model.parameters(), *model.buffers()]
+        tensors += [tensor for _, tensor in (*model.named_parameters(), *model.named_buffers())]
+        sound = all(isinstance(module, nn.Module) for module in modules) and all(isinstance(one, torch.Tensor) for one in tensors)
+        why = "" if sound and model in modules else ", but other objects"
+    except Exception as error:
+        why = f" ({type(error).__name__}: {first_line(error)})"
+    if why:
+        raise SwnetError(
+            f"{type(model).__name__} does not tell which modules, parameters and buffers it has{why}. Call super().__init__() "
+            "first in its __init__, and leave named_modules, parameters and their like as nn.Module has them."
+        )
 
 
 def set_mode(module: nn.Module, training: bool) -> None:

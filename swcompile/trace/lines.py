@@ -11,6 +11,7 @@ import torch
 WHERE = "swcompile_where"
 """The key in `node.meta` of the user's file and line."""
 
+_STANDARD = os.path.dirname(os.__file__) + os.sep
 _OURS = (os.path.dirname(torch.__file__) + os.sep, os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep)
 
 
@@ -31,6 +32,20 @@ def user_line(depth: int = 1) -> str:
             return f"{frame.f_code.co_filename}:{frame.f_lineno}"
         frame = frame.f_back
     return ""
+
+
+def is_by_user(error: BaseException) -> bool:
+    """Whether an exception comes out of the user's code: of a method that raises, or calls torch or Python's library wrongly.
+
+    It does not where torch or the library raises what we asked of it.
+    """
+    step, found = error.__traceback__, False
+    while step is not None:
+        name = step.tb_frame.f_code.co_filename
+        standard = name.startswith((_OURS[0], "<", _STANDARD)) and "site-packages" not in name.removeprefix(_OURS[0])
+        found = found if standard else is_users(step.tb_frame)
+        step = step.tb_next
+    return found
 
 
 def line_of(error: BaseException) -> str:

@@ -14,7 +14,7 @@ from torch import fx, nn
 from torch._guards import detect_fake_mode
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 
-from swcompile.errors import NothingToDoError, SwnetError
+from swcompile.errors import NothingToDoError, SwnetError, first_line
 from swcompile.trace.copies import set_mode, skeleton
 from swcompile.trace.interpret import map_in, run_module, tensors, thawed
 from swcompile.trace.layers import LAYER_TYPES
@@ -101,19 +101,31 @@ def infer_example(model: nn.Module) -> Example:
         if best is None or smallest > best[0]:
             best = (smallest, example)
     if best is None:
+        assert problem is not None, "each kind of first layer has shapes to try"
         raise SwnetError(
             f"No input was given and none could be inferred for {type(model).__name__}: the usual shapes for its first layer, a "
-            f"{type(first).__name__}, all fail (the last with {type(problem).__name__}: {problem}). Pass example_inputs, or "
-            "--input 1x3x224x224 on the command line."
+            f"{type(first).__name__}, all fail (the last with {type(problem).__name__}: {first_line(problem)}). Pass "
+            "example_inputs, or --input 1x3x224x224 on the command line."
         )
     return best[1]
 
 
 def _required_arguments(model: nn.Module) -> list[str]:
     """Return the names of the inputs that a model's forward cannot do without; *args count as one."""
-    places = list(inspect.signature(model.forward).parameters.values())
+    places = arguments(model)
     needed = [place for place in places if place.default is place.empty and place.kind is not place.VAR_KEYWORD]
     return [place.name for place in needed] or [place.name for place in places[:1]]
+
+
+def arguments(model: nn.Module) -> list[inspect.Parameter]:
+    """Return what a model's forward takes. Raises SwnetError where it does not say."""
+    try:
+        return list(inspect.signature(model.forward).parameters.values())
+    except (TypeError, ValueError) as error:
+        raise SwnetError(
+            f"The forward of {type(model).__name__} does not say what it takes ({first_line(error)}). Write it as "
+            "def forward(self, x)."
+        ) from error
 
 
 def _guesses(first: nn.Module) -> Iterator[Example]:
@@ -148,7 +160,7 @@ def _smallest_map(model: nn.Module, example: Example, mode: FakeTensorMode) -> i
     convolutions = [module for module in model.modules() if isinstance(module, LAYER_TYPES) and not isinstance(module, nn.Linear)]
     handles = [module.register_forward_hook(watch) for module in convolutions]
     try:
-        with _quiet(), mode, torch.no_grad():
+        with quiet(), mode, torch.no_grad():
             model(*fakes(example, mode))
     except (DataDependentOutputException, DynamicOutputShapeException):
         if len(sides) == 1:  # it decides by values before any layer has accepted the input
@@ -160,7 +172,7 @@ def _smallest_map(model: nn.Module, example: Example, mode: FakeTensorMode) -> i
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keep torch from logging a traceback for each size that does not fit; the caller gets the exception."""
     logger = logging.getLogger("torch._subclasses.fake_tensor")
     before = logger.disabled
@@ -227,7 +239,7 @@ def observe_memory(graph: fx.Graph, root: nn.Module, example: Example, mode: Fak
     Where the graph does not run on the example, nothing is written; `propagate` will say why.
     """
     try:
-        with _quiet(), mode, torch.no_grad():
+        with quiet(), mode, torch.no_grad():
             run = _MemoryProp(fx.GraphModule(root, graph), garbage_collect_values=False)
             run.mode = "train" if root.training else "eval"
             run.run(*fakes(example, mode))
@@ -244,7 +256,7 @@ def follow_shapes(graph: fx.Graph, root: nn.Module, specs: Sequence[Spec | None]
     The tensors of `root` may be real, or fake already: then their own mode goes on, since two cannot meet.
     """
     mode = detect_fake_mode([*root.parameters(), *root.buffers()]) or FakeTensorMode(allow_non_fake_inputs=True)
-    with _quiet(), mode, torch.no_grad():
+    with quiet(), mode, torch.no_grad():
         _ShapeProp(fx.GraphModule(root, graph)).run(*(spec.fake() for spec in specs if spec is not None))
 
 
@@ -256,7 +268,7 @@ def propagate(graph: fx.Graph, root: nn.Module, example: Example, mode: FakeTens
     """
     _check_arity(graph, example)
     try:
-        with _quiet(), mode, torch.no_grad():
+        with quiet(), mode, torch.no_grad():
             _ShapeProp(fx.GraphModule(root, graph), garbage_collect_values=True).run(*fakes(example, mode))
     except DataDependentOutputException as error:
         raise SwnetError(
@@ -266,7 +278,7 @@ def propagate(graph: fx.Graph, root: nn.Module, example: Example, mode: FakeTens
     except Exception as error:
         shapes = ", ".join(map(str, example))
         raise SwnetError(
-            f"The inputs ({shapes}) do not fit {type(root).__name__}: {_first_line(error)}. "
+            f"The inputs ({shapes}) do not fit {type(root).__name__}: {first_line(error)}. "
             "Pass example_inputs (or --input 1x3x224x224) of the shape that the model takes."
         ) from error
 
@@ -277,7 +289,7 @@ def propagate_elsewhere(graph: fx.Graph, root: nn.Module, example: Example, mode
     2^k - 1 stays odd however often it is halved down. Networks of one fixed size have no shapes elsewhere.
     """
     try:
-        with _quiet(), mode, torch.no_grad():
+        with quiet(), mode, torch.no_grad():
             run = _ShapeProp(fx.GraphModule(root, graph), garbage_collect_values=True)
             run.key = ELSEWHERE
             run.run(*fakes(map_in(example, Spec, _odd), mode))
@@ -298,7 +310,7 @@ def fixed_sizes(graph: fx.Graph, root: nn.Module, example: Example, mode: FakeTe
 def _agree(graph: fx.Graph, root: nn.Module, example: Example, mode: FakeTensorMode) -> bool:
     """Whether the graph gives the shapes that the model gives; or the model does not take such inputs itself."""
     inputs = fakes(example, mode)
-    with _quiet(), random_state(), mode, torch.no_grad():
+    with quiet(), random_state(), mode, torch.no_grad():
         try:
             wanted = run_module(root, inputs, {})
         except Exception:  # whatever a model raises at a size that it was not made for
@@ -326,10 +338,6 @@ def _culprit(graph: fx.Graph, root: nn.Module) -> str:
     if node.op == "call_module":
         return f"the module {node.target} ({type(root.get_submodule(str(node.target))).__name__}){where}"
     return f"{node.name}{where}"
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
 def _check_arity(graph: fx.Graph, example: Sequence[Any]) -> None:

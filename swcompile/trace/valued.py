@@ -18,6 +18,7 @@ import torch
 from torch import fx, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensor, FakeTensorMode
 
+from swcompile.errors import first_line
 from swcompile.trace.interpret import run_node, tensors, thawed
 from swcompile.trace.lines import line_of, user_line
 from swcompile.trace.names import name_of
@@ -337,5 +338,5 @@ def reason_of(error: BaseException) -> str:
         return "it decides by values, which tracing does not have"
     if isinstance(error, DynamicOutputShapeException):
         return "the shape of a result depends on values, which tracing does not have"
-    text = (str(error).splitlines() or [""])[0].rstrip(".")
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+    kind, text = type(error).__name__, first_line(error)
+    return kind if text == kind else f"{kind}: {text}"

@@ -167,3 +167,98 @@ class ValuesInside(nn.Module):
 def test_a_module_that_looks_at_values_is_one_opaque_call() -> None:
     traced = trace(nn.Sequential(nn.Conv2d(3, 4, 1), ValuesInside(), nn.Conv2d(4, 4, 1)), X)
     assert [name for name, _ in traced.graph.opaque] == ["_1 (ValuesInside)"]
+
+
+# Models whose own code misbehaves when it is asked something
+
+
+def small(**methods: object) -> nn.Module:
+    """Return a model of two layers with these methods in place of nn.Module's."""
+
+    def build(self: nn.Module) -> None:
+        nn.Module.__init__(self)
+        self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self: nn.Module, x: Tensor) -> Tensor:
+        return self.second(self.first(x))
+
+    made: nn.Module = type("Small", (nn.Module,), {"__init__": build, "forward": forward, **methods})()
+    return made
+
+
+def raising(error: BaseException) -> object:
+    def method(self: nn.Module, *_: object, **__: object) -> None:
+        raise error
+
+    return method
+
+
+@pytest.mark.parametrize("how", [trace, trace_structure])
+@pytest.mark.parametrize("error", [SystemExit(3), GeneratorExit(), KeyError("x"), type("OddError", (BaseException,), {})("x")])
+@pytest.mark.parametrize("name", ["forward", "train", "__deepcopy__", "named_parameters"])
+def test_whatever_the_models_code_raises_is_one_error(how, error, name) -> None:
+    with pytest.raises(SwnetError, match=type(error).__name__):
+        how(small(**{name: raising(error)}), torch.zeros(2, 4))
+
+
+def test_an_interrupt_stays_one() -> None:
+    with pytest.raises(KeyboardInterrupt):
+        trace(small(forward=raising(KeyboardInterrupt())), torch.zeros(2, 4))
+
+
+def test_an_exception_without_words() -> None:
+    class OddError(Exception):
+        def __str__(self) -> str:
+            return 1 // 0 * ""
+
+    with pytest.raises(SwnetError, match=r"Small cannot be traced: OddError \(at .*test_capture\.py:\d+\)"):
+        trace(small(forward=raising(OddError())), torch.zeros(2, 4))
+
+
+@pytest.mark.parametrize("name", ["named_parameters", "named_buffers", "named_modules", "parameters", "modules"])
+@pytest.mark.parametrize("answer", [None, 3, [3], ["xy"], [("x", 3)]])
+def test_a_model_that_does_not_tell_what_it_holds(name, answer) -> None:
+    model = small(**{name: lambda self, *_, **__: answer})
+    with pytest.raises(SwnetError, match="Small does not tell which modules, parameters and buffers it has"):
+        trace(model, torch.zeros(2, 4))
+
+
+def test_a_model_that_was_not_initialised_or_holds_itself() -> None:
+    with pytest.raises(SwnetError, match=r"has \(AttributeError: .*\)\. Call super\(\)\.__init__\(\) first"):
+        trace(small(__init__=lambda self: None), torch.zeros(2, 4))
+    model = small()
+    model.second = model
+    with pytest.raises(SwnetError, match=r"does not tell which modules.*RecursionError"):
+        trace(model, torch.zeros(2, 4))
+
+
+def test_a_forward_that_does_not_say_what_it_takes() -> None:
+    model = small()
+    type(model).forward.__signature__ = 3  # type: ignore[attr-defined]
+    for inputs in (torch.zeros(2, 4), None):
+        with pytest.raises(
+            SwnetError, match=r"The forward of Small does not say what it takes .*Write it as def forward\(self, x\)\."
+        ):
+            trace(model, inputs)
+
+
+def test_what_forward_takes_away_is_there_again() -> None:
+    def forward(self: nn.Module, x: Tensor) -> Tensor:
+        x = self.second(self.first(x))
+        self.first.bias = None
+        del self.second
+        return x
+
+    model = small(forward=forward)
+    traced = trace(model, torch.zeros(2, 4))
+    assert {"first.bias", "second.bias"} <= set(dict(traced.root.named_parameters()))
+    assert [layer.name for layer in traced.graph.layers] == ["first", "second"]
+
+
+def test_torch_logs_no_traceback_of_what_becomes_an_error(caplog: pytest.LogCaptureFixture) -> None:
+    def forward(self: nn.Module, x: Tensor) -> Tensor:
+        return self.first(x) + torch.zeros(2) @ torch.zeros(3)
+
+    with pytest.raises(SwnetError, match="cannot be traced: RuntimeError"):
+        trace(small(forward=forward), torch.zeros(2, 4))
+    assert not caplog.records
