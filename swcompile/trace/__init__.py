@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import sys
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 from torch import fx, nn
@@ -11,6 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from swcompile.errors import SwnetError
 from swcompile.graph import LayerGraph
+from swcompile.trace.attributes import caches
 from swcompile.trace.capture import Capture, Island, Steps, Subject, capture, tidy
 from swcompile.trace.copies import copy_model, set_mode, skeleton
 from swcompile.trace.extract import extract
@@ -62,17 +65,33 @@ def trace(model: nn.Module, example_inputs: object = None, leaves: Iterable[str]
     `leaves` are paths of modules that stay as they are. Raises SwnetError where the model cannot be copied or traced, or the
     inputs do not fit.
     """
-    example = _example(model, example_inputs)
-    mode, root = FakeTensorMode(allow_non_fake_inputs=True), copy_model(model)
-    return _trace(Subject(root, skeleton(root, mode), mode, example, _paths(model, leaves)), example_inputs is None)
+    with _bounded(model), caches():
+        example = _example(model, example_inputs)
+        mode, root = FakeTensorMode(allow_non_fake_inputs=True), copy_model(model)
+        return _trace(Subject(root, skeleton(root, mode), mode, example, _paths(model, leaves)), example_inputs is None)
 
 
 def trace_structure(model: nn.Module, example_inputs: object = None, leaves: Iterable[str] = ()) -> Traced:
     """Trace a model without its weights: works on `meta`, and at no memory. For analysis and planning only."""
-    example = _example(model, example_inputs)
-    mode = FakeTensorMode(allow_non_fake_inputs=True)
-    bare = skeleton(model, mode)
-    return _trace(Subject(bare, bare, mode, example, _paths(model, leaves)), example_inputs is None)
+    with _bounded(model), caches():
+        example = _example(model, example_inputs)
+        mode = FakeTensorMode(allow_non_fake_inputs=True)
+        bare = skeleton(model, mode)
+        return _trace(Subject(bare, bare, mode, example, _paths(model, leaves)), example_inputs is None)
+
+
+@contextmanager
+def _bounded(model: nn.Module) -> Iterator[None]:
+    """Say what to do where Python's stack is too short, which copying and tracing use more of than a forward does."""
+    try:
+        yield
+    except (RecursionError, SwnetError) as error:
+        if not isinstance(error, RecursionError) and not isinstance(error.__cause__, RecursionError):
+            raise
+        raise SwnetError(
+            f"The modules of {type(model).__name__} are nested too deeply for Python's stack of {sys.getrecursionlimit():,} "
+            f"frames. Allow more, sys.setrecursionlimit({10 * sys.getrecursionlimit()}), or nest them less."
+        ) from error
 
 
 def _example(model: nn.Module, example_inputs: object) -> Example:

@@ -213,8 +213,6 @@ class _Extraction:
         point, chain = self._reading_point(node, source)
         chain_params = sum(_params_per_channel(self.modules[str(link.target)]) for link in chain if link.op == "call_module")
         feature = self._feature(point, axis)
-        if len(spec.shape) < 3 and not call.linear:
-            refused = refused or "unbatched input"
         made = self.build.layer(
             self._site(call.path),
             feature,
@@ -247,6 +245,8 @@ class _Extraction:
             return "called at several sites, which would need different wirings"
         source = spec_of(call.source)
         assert source is not None
+        if not call.linear and len(source.shape) < len(call.kernel_size) + 2:
+            return "its input has no batch axis (give an example with one)"
         if call.groups > 1 and call.groups == source.shape[axis]:
             return "depthwise: each channel's identity is the point"
         if value.ids is None or value.constant:

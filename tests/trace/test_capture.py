@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 from pathlib import Path
 
 import pytest
@@ -114,12 +115,14 @@ def test_control_flow_over_values_is_one_error_with_the_line() -> None:
 def test_a_lazy_model_is_refused_with_what_to_do() -> None:
     with pytest.raises(SwnetError, match=r"0\.weight has no shape yet .* run the model once on an example"):
         trace(nn.Sequential(nn.LazyConv2d(4, 3)), X)
+    with pytest.raises(SwnetError, match="run the model once"):
+        trace_structure(nn.Sequential(nn.LazyConv2d(4, 3)), X)
 
 
 def test_a_model_that_cannot_be_copied_is_refused_with_what_to_do() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 1))
-    model.last = model(X)
-    with pytest.raises(SwnetError, match=r"Sequential cannot be copied \(RuntimeError: .*detach them"):
+    model.lock = threading.Lock()
+    with pytest.raises(SwnetError, match=r"Sequential cannot be copied \(TypeError: .*out of the model's attributes"):
         trace(model, X)
 
 
@@ -167,3 +170,32 @@ class ValuesInside(nn.Module):
 def test_a_module_that_looks_at_values_is_one_opaque_call() -> None:
     traced = trace(nn.Sequential(nn.Conv2d(3, 4, 1), ValuesInside(), nn.Conv2d(4, 4, 1)), X)
     assert [name for name, _ in traced.graph.opaque] == ["_1 (ValuesInside)"]
+
+
+class Raising(nn.Module):
+    """Has no batch of two images in mind."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[0] == 2:
+            raise ValueError("not two")
+        return self.conv(x)
+
+
+def test_what_the_forward_itself_raises_is_told_with_the_inputs_that_made_it() -> None:
+    with pytest.raises(SwnetError, match=r"\(2x3x8x8\) do not fit Raising: ValueError: not two \(at .*test_capture.py:\d+\)"):
+        trace(Raising(), X)
+    with pytest.raises(SwnetError, match=r"The inputs \(\{'x': \[2x3x8x8\]\}\) do not fit"):
+        trace(nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1)), ({"x": [X]},))
+
+
+def test_modules_nested_deeper_than_the_stack_are_refused_with_what_to_do() -> None:
+    model: nn.Module = nn.Conv2d(3, 4, 1)
+    for _ in range(2000):
+        model = nn.Sequential(model)
+    for how in (trace, trace_structure):
+        with pytest.raises(SwnetError, match=r"nested too deeply .*sys\.setrecursionlimit"):
+            how(model, X)

@@ -299,3 +299,9 @@ def test_inputs_are_producers_of_their_own() -> None:
         ("image", "input", 3), ("depth", "input", 2),
     ]  # fmt: skip
     assert origins(graph, "conv") == [(0, 3, "image", 0, 1), (3, 5, "depth", 0, 1)]
+
+
+def test_an_input_without_a_batch_axis_has_its_channels_elsewhere() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 16, 3, padding=1), nn.Conv2d(16, 16, 1))
+    layers = trace(net, torch.randn(3, 16, 16)).graph.layers
+    assert all("no batch axis" in str(layer.refused) for layer in layers)
