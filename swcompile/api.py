@@ -405,7 +405,7 @@ def _said(traced: Traced) -> Iterator[str]:
 
 
 def _why_nothing(made: Plan) -> str:
-    reasons = "\n".join(f"  {note}" for note in made.notes)
+    reasons = "\n".join(f"  {note}" for note in made.notes) or "  its forward calls no convolution and no linear layer"
     return f"Nothing can be rewired as asked (p={made.requested_p}, density={made.options.density:g}):\n{reasons}"
 
 

@@ -22,6 +22,7 @@ from torch import fx, nn
 from swcompile.modules import gather, resample
 from swcompile.trace import Traced
 from swcompile.trace.capture import UNREAD
+from swcompile.trace.extract import WHOLE
 from swcompile.trace.layers import LAYER_TYPES
 from swcompile.trace.purify import AUGMENTED, SHARED_MEMORY, WRITES
 from swcompile.trace.rules import NORM_MODULES
@@ -79,7 +80,7 @@ def _unfold(piece: _Piece, axis: int) -> list[_Piece]:
 
 def _cat_parts(node: fx.Node, axis: int) -> list[tuple[fx.Node, int]] | None:
     """Return the (node, width) pairs of a concatenation along `axis`, or None where the node is no such thing."""
-    if node.op != "call_function" or node.target not in _CATS or SHARED_MEMORY in node.meta:
+    if node.op != "call_function" or node.target not in _CATS or SHARED_MEMORY in node.meta or WHOLE in node.meta:
         return None
     parts = node.args[0] if node.args else node.kwargs.get("tensors")
     dim = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else 0)

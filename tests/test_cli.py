@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import json
 import os
@@ -14,6 +15,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -100,6 +102,13 @@ COMMAND = [sys.executable, "-m", "swcompile.cli"]
 
 def environment() -> dict[str, str]:
     return os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "PYTHONDONTWRITEBYTECODE": "1"}
+
+
+def started(project: Path, *arguments: str) -> subprocess.Popen[str]:
+    """Start a command line that an interrupt ends, also where the tests themselves run with interrupts ignored (nohup)."""
+    default = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen([*COMMAND, *arguments], cwd=project, env=environment(), preexec_fn=default, **pipes)
 
 
 def command_line(project: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -429,10 +438,7 @@ def test_an_interrupted_run_leaves_nothing_half_written(swcompile, project, when
         assert swcompile("transform", "net.py", *SHAPE).code == 0
     (project / "net.py").write_text(SLOW[when])
     before = {path: path.read_bytes() for path in project.rglob("*") if path.is_file()}
-    command = [*COMMAND, "transform", "net.py", *SHAPE, "--force"]
-    with subprocess.Popen(
-        command, cwd=project, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
+    with started(project, "transform", "net.py", *SHAPE, "--force") as process:
         assert process.stderr is not None
         for line in process.stderr:
             if line.startswith("ready"):
@@ -454,7 +460,7 @@ def test_an_interruption_at_any_moment_leaves_nothing_or_the_whole_result(projec
     shutil.rmtree(project / "new")
     for sixth in range(6):
         moment = max(0.3, (sixth + random.random()) / 6 * lasts)
-        with subprocess.Popen([*COMMAND, *arguments], cwd=project, env=environment(), stdout=-1, stderr=-1, text=True) as process:
+        with started(project, *arguments) as process:
             time.sleep(moment)
             process.send_signal(signal.SIGINT)
             out, err = process.communicate(timeout=120)
@@ -467,10 +473,7 @@ def test_an_interruption_at_any_moment_leaves_nothing_or_the_whole_result(projec
 
 def test_a_reader_that_has_seen_enough_is_no_error(project):
     """`swcompile check net.py | head -0`."""
-    command = [*COMMAND, "check", "net.py", *SHAPE]
-    with subprocess.Popen(
-        command, cwd=project, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
+    with started(project, "check", "net.py", *SHAPE) as process:
         assert process.stdout is not None
         process.stdout.close()
         assert process.stderr is not None

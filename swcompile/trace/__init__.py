@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -12,6 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from swcompile.errors import SwnetError
 from swcompile.graph import LayerGraph
+from swcompile.trace.attributes import caches
 from swcompile.trace.capture import Capture, Island, Steps, Subject, capture, tidy
 from swcompile.trace.copies import copy_model, refuse_strange, set_mode, skeleton
 from swcompile.trace.extract import extract
@@ -66,7 +68,7 @@ def trace(model: nn.Module, example_inputs: object = None, leaves: Iterable[str]
     `leaves` are paths of modules that stay as they are. Raises SwnetError where the model cannot be copied or traced, or the
     inputs do not fit.
     """
-    with _answering(model):
+    with _bounded(model), _answering(model), caches():
         example = _example(model, example_inputs)
         mode, root = FakeTensorMode(allow_non_fake_inputs=True), copy_model(model)
         return _trace(Subject(root, skeleton(root, mode), mode, example, _paths(model, leaves)), example_inputs is None)
@@ -74,7 +76,7 @@ def trace(model: nn.Module, example_inputs: object = None, leaves: Iterable[str]
 
 def trace_structure(model: nn.Module, example_inputs: object = None, leaves: Iterable[str] = ()) -> Traced:
     """Trace a model without its weights: works on `meta`, and at no memory. For analysis and planning only."""
-    with _answering(model):
+    with _bounded(model), _answering(model), caches():
         example = _example(model, example_inputs)
         mode = FakeTensorMode(allow_non_fake_inputs=True)
         bare = skeleton(model, mode)
@@ -96,6 +98,20 @@ def _answering(model: nn.Module) -> Iterator[None]:
         raise SwnetError(
             f"{type(model).__name__} cannot be traced: its own code raised {reason_of(error)} (at "
             f"{line_of(error) or 'an unknown line'}). Let it run without that, or give the part that does."
+        ) from error
+
+
+@contextmanager
+def _bounded(model: nn.Module) -> Iterator[None]:
+    """Say what to do where Python's stack is too short, which copying and tracing use more of than a forward does."""
+    try:
+        yield
+    except (RecursionError, SwnetError) as error:
+        if not isinstance(error, RecursionError) and not isinstance(error.__cause__, RecursionError):
+            raise
+        raise SwnetError(
+            f"The modules of {type(model).__name__} are nested too deeply for Python's stack of {sys.getrecursionlimit():,} "
+            f"frames. Allow more, sys.setrecursionlimit({10 * sys.getrecursionlimit()}), or nest them less."
         ) from error
 
 

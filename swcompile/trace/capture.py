@@ -5,7 +5,6 @@ Three steps, each tried only where the one before fails: plain fx; proxies that 
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -16,15 +15,16 @@ from torch import fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from swcompile.errors import SwnetError
+from swcompile.trace.attributes import Buffers, attributes, caches
 from swcompile.trace.batch import free_batch, marked
 from swcompile.trace.copies import set_mode
 from swcompile.trace.interpret import map_in
 from swcompile.trace.lines import line_of
 from swcompile.trace.purify import WRITES, named_in_place
 from swcompile.trace.random_state import random_state
-from swcompile.trace.shapes import Example, Spec, arguments, fakes, fixed_sizes
+from swcompile.trace.shapes import Example, Spec, arguments, check_arity, fakes, fixed_sizes, run_once, shapes_of
 from swcompile.trace.tracer import LayerTracer, UntraceableError
-from swcompile.trace.valued import ValuedTracer, reason_of
+from swcompile.trace.valued import ValuedTensor, ValuedTracer, by_values, reason_of
 
 UNREAD = "swcompile_unread"
 """The key in `node.meta` of calls whose result the user's own code ignores: they may count something, and stay."""
@@ -119,20 +119,43 @@ _Found = tuple[fx.Graph, Constants, Steps]
 def _trace(subject: Subject) -> _Found:
     """Return the graph of the present mode, the tensors that forward made without looking at its input, and what tracing did."""
     root = subject.root
-    left_out = _left_out(root, len(subject.example))
-    decide = {name: value for name, value in left_out.items() if value is None or isinstance(value, bool)}
+    fixed = _fixed_arguments(root, subject.example)
+    decide = {name: value for name, value in fixed.items() if value is None or isinstance(value, bool)}
     try:
-        return _attempt(subject, LayerTracer(root, decide, subject.leaves), Steps())
+        found = _attempt(subject, LayerTracer(root, decide, subject.leaves), Steps())
+        _try(subject, found)
+        return found
+    except SwnetError:
+        raise
     except Exception as error:
         first = Steps("values", reason_of(error), line_of(error))
     try:
-        return _with_values(subject, left_out, first)
+        return _with_values(subject, fixed, first)
     except Exception as error:
-        raise SwnetError(
-            f"{type(root).__name__} cannot be traced: {reason_of(error)} (at {line_of(error) or 'an unknown line'}). Its forward "
-            "must not decide by the values of its input; move that line into a submodule, which then stays as it is, or give the "
-            "part that can be traced."
-        ) from error
+        raise SwnetError(_why_untraceable(root, subject.example, error)) from error
+
+
+def _try(subject: Subject, found: _Found) -> None:
+    """Run a graph of plain fx once: fx follows a `try` whose body fails in earnest, and takes any buffer for any other."""
+    graph, constants, _ = found
+    check_arity(graph, subject.example)
+    with attributes(subject.bare):
+        subject.bare.__dict__.update(constants)
+        run_once(graph, subject.bare, subject.example, subject.mode)
+
+
+def _why_untraceable(root: nn.Module, example: Example, error: Exception) -> str:
+    name, reason, where = type(root).__name__, reason_of(error), line_of(error)
+    where = f" (at {where})" if where else ""
+    if by_values(error):
+        return (
+            f"{name} cannot be traced: {reason}{where}. Its forward must not decide by the values of its input; move that line "
+            "into a submodule, which then stays as it is, or give the part that can be traced."
+        )
+    return (
+        f"The inputs ({shapes_of(example)}) do not fit {name}: {reason}{where}. Pass example_inputs (or --input 1x3x224x224) of "
+        "the shape that the model takes; where it takes these, move that line into a submodule, which then stays as it is."
+    )
 
 
 def _with_values(subject: Subject, fixed: Mapping[str, Any], steps: Steps) -> _Found:
@@ -140,7 +163,8 @@ def _with_values(subject: Subject, fixed: Mapping[str, Any], steps: Steps) -> _F
 
     def attempt(example: Example) -> _Found:
         inputs = fakes(example, subject.mode)
-        return _attempt(subject, ValuedTracer(subject.root, subject.bare, inputs, subject.mode, fixed, subject.leaves), steps)
+        with caches():
+            return _attempt(subject, ValuedTracer(subject.root, subject.bare, inputs, subject.mode, fixed, subject.leaves), steps)
 
     found = attempt(subject.example)
     sizes = _fixed(subject, found)
@@ -158,68 +182,41 @@ def _with_values(subject: Subject, fixed: Mapping[str, Any], steps: Steps) -> _F
 
 def _fixed(subject: Subject, found: _Found) -> tuple[str, ...]:
     graph, constants, _ = found
-    state = _attributes(subject.bare)
-    subject.bare.__dict__.update(constants)
-    try:
+    with attributes(subject.bare), caches():
+        subject.bare.__dict__.update(constants)
         return fixed_sizes(graph, subject.bare, subject.example, subject.mode)
-    finally:
-        _restore(state)
 
 
 def _attempt(subject: Subject, tracer: LayerTracer, steps: Steps) -> _Found:
     root = subject.root
     had = set(root.__dict__)
-    state = _attributes(root)
-    try:
+    with attributes(root) as buffers:
         with random_state() as drawn:
             graph = tracer.trace(root)
             if drawn():
                 raise UntraceableError("it draws random numbers that do not depend on its input, which tracing would freeze")
-        _write_back(root, graph, state)
+        _write_back(root, graph, buffers)
         fresh = [name for name in root.__dict__ if name not in had and isinstance(root.__dict__[name], torch.Tensor)]
         constants = {name: root.__dict__[name] for name in fresh}
-    finally:
-        _restore(state)
     islands = tuple(Island(path, *why) for path, why in tracer.opaque.items())
     return graph, constants, replace(steps, islands=islands)
 
 
-def _write_back(root: nn.Module, graph: fx.Graph, state: _State) -> None:
+def _write_back(root: nn.Module, graph: fx.Graph, buffers: Buffers) -> None:
     """Turn what forward assigned to buffers into writes.
 
-    self.n = self.n + 1 leaves a proxy where the buffer was, and would count no further; it becomes self.n.copy_(self.n + 1).
+    self.n = self.n + 1 leaves a proxy where the buffer was, and would count no further; it becomes self.n.copy_(self.n + 1). A
+    buffer that gets another shape holds what was computed of the input's sizes, and the graph computes that anew.
     """
     output = next(node for node in reversed(graph.nodes) if node.op == "output")
     for path, module in root.named_modules():
-        for name in state.get(module, ({}, {}))[1]:
+        for name in buffers.get(module, ()):
             value, full = module._buffers.get(name), f"{path}.{name}".lstrip(".")
+            if isinstance(value, ValuedTensor) and value.value.shape != getattr(buffers[module][name], "shape", None):
+                continue
             if isinstance(value, fx.Proxy) and not value.node._erased and not _writes_to(value.node, full):
                 with graph.inserting_before(output):
                     graph.call_method("copy_", (graph.get_attr(full), value.node))
-
-
-_State = dict[nn.Module, tuple[dict[str, Any], ...]]
-"""The attributes, buffers, parameters and submodules of each module."""
-
-
-def _attributes(root: nn.Module) -> _State:
-    ours = (module for module in root.modules() if not isinstance(module, torch.jit.ScriptModule))
-    return {
-        module: (dict(module.__dict__), dict(module._buffers), dict(module._parameters), dict(module._modules)) for module in ours
-    }
-
-
-def _restore(state: _State) -> None:
-    """Put back what forward assigned or took away while it was traced."""
-    for module, (attributes, buffers, parameters, modules) in state.items():
-        module._buffers.update(buffers)
-        module._parameters.update(parameters)
-        module._modules.update(modules)
-        for name in [name for name, value in module.__dict__.items() if attributes.get(name, module) is not value]:
-            if name in attributes:
-                module.__dict__[name] = attributes[name]
-            else:
-                del module.__dict__[name]
 
 
 def _writes_to(node: fx.Node, path: str) -> bool:
@@ -229,12 +226,16 @@ def _writes_to(node: fx.Node, path: str) -> bool:
     return node.op == "get_attr" and node.target == path
 
 
-def _left_out(root: nn.Module, count: int) -> dict[str, Any]:
-    """Return the arguments that the example leaves out, with their defaults."""
-    given = arguments(root)
-    positional = [place for place in given if place.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD]
-    left_out = [*positional[count:], *(place for place in given if place.kind is inspect.Parameter.KEYWORD_ONLY)]
-    return {place.name: place.default for place in left_out if place.default is not inspect.Parameter.empty}
+def _fixed_arguments(root: nn.Module, example: Example) -> dict[str, Any]:
+    """Return the arguments that are no tensors: those that the example leaves out, with their defaults, and None and bool in it."""
+    places = arguments(root)
+    named = [place for place in places if place.kind in (place.POSITIONAL_ONLY, place.POSITIONAL_OR_KEYWORD, place.KEYWORD_ONLY)]
+    given = {
+        place.name: value
+        for place, value in zip(named, example, strict=False)
+        if place.kind is not place.KEYWORD_ONLY and (value is None or isinstance(value, bool))
+    }
+    return given | {place.name: place.default for place in named[len(example) :] if place.default is not place.empty}
 
 
 def _code(graph: fx.Graph) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -15,9 +15,24 @@ from swcompile.errors import SwnetError, first_line
 
 
 def copy_model(model: nn.Module) -> nn.Module:
-    """Copy a model, parameters included. Raises SwnetError where it cannot be copied."""
+    """Copy a model, parameters and their hooks included. Raises SwnetError where it cannot be copied."""
     _refuse_lazy(model)
-    return _deepcopy(model, {})
+    copied = _deepcopy(model, {})
+    for parameter in copied.parameters():
+        if not parameter.is_leaf:  # TorchScript copies parameters as results of a computation, which get no gradients
+            parameter.detach_().requires_grad_()
+    for ours, theirs in zip(copied.parameters(), model.parameters(), strict=True):
+        copy_hooks(theirs, ours)
+    return copied
+
+
+def copy_hooks(source: torch.Tensor, target: torch.Tensor) -> None:
+    """Give a parameter the gradient hooks of the one that it was copied from: torch's deepcopy forgets them."""
+    theirs, ours = cast(Any, source), cast(Any, target)  # torch types none of what is used here
+    for hook in (theirs._backward_hooks or {}).values():
+        ours.register_hook(hook)
+    for hook in (theirs._post_accumulate_grad_hooks or {}).values():
+        ours.register_post_accumulate_grad_hook(hook)
 
 
 def skeleton(model: nn.Module, mode: FakeTensorMode) -> nn.Module:
@@ -35,13 +50,14 @@ def skeleton(model: nn.Module, mode: FakeTensorMode) -> nn.Module:
 
 
 def _deepcopy(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
+    _detach_results(model, memo)
     try:
         with copying_fakes(lambda fake: fake):
             return copy.deepcopy(model, memo)
     except Exception as error:
         raise SwnetError(
             f"{type(model).__name__} cannot be copied ({type(error).__name__}: {first_line(error)}); swcompile works on a copy. "
-            "Keep tensors that are results of computations out of the model's attributes, or detach them."
+            "Keep what copy.deepcopy does not take (locks, files, generators) out of the model's attributes."
         ) from error
 
 
@@ -54,12 +70,44 @@ def refuse_strange(model: nn.Module) -> None:
         sound = all(isinstance(module, nn.Module) for module in modules) and all(isinstance(one, torch.Tensor) for one in tensors)
         why = "" if sound and model in modules else ", but other objects"
     except Exception as error:
+        if isinstance(error, RecursionError) and not _holds_itself(model):
+            raise  # nested too deeply
         why = f" ({type(error).__name__}: {first_line(error)})"
     if why:
         raise SwnetError(
             f"{type(model).__name__} does not tell which modules, parameters and buffers it has{why}. Call super().__init__() "
             "first in its __init__, and leave named_modules, parameters and their like as nn.Module has them."
         )
+
+
+def _detach_results(model: nn.Module, memo: dict[int, Any]) -> None:
+    """Let deepcopy copy tensors among the attributes that were computed of parameters, which it would refuse.
+
+    torch.nn.utils.weight_norm and torch.nn.utils.prune keep such weights, and compute them anew in each forward.
+    """
+    for module in model.modules():
+        for value in module.__dict__.values():
+            if isinstance(value, torch.Tensor) and not value.is_leaf:
+                memo.setdefault(id(value), value.detach().clone())
+
+
+def _holds_itself(model: nn.Module) -> bool:
+    """Whether a module lies among its own submodules."""
+    above: list[tuple[nn.Module, Iterator[nn.Module | None]]] = [(model, iter(model._modules.values()))]
+    path, done = {model}, set[nn.Module]()
+    while above:
+        module, rest = above[-1]
+        child = next((one for one in rest if isinstance(one, nn.Module) and one not in done), None)
+        if child is None:
+            above.pop()
+            path.discard(module)
+            done.add(module)
+        elif child in path:
+            return True
+        else:
+            path.add(child)
+            above.append((child, iter(child._modules.values())))
+    return False
 
 
 def set_mode(module: nn.Module, training: bool) -> None:

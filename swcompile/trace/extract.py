@@ -21,6 +21,9 @@ from swcompile.trace.purify import SHARED_MEMORY
 from swcompile.trace.shapes import Spec, spec_of
 from swcompile.trace.values import CONSTANT, Value, from_runs, opaque, to_runs
 
+WHOLE = "swcompile_whole"
+"""The key in `node.meta` of concatenations with parts (constants) whose channels have a name in the concatenation only."""
+
 
 def extract(graph: fx.Graph, root: nn.Module, name: str, like: LayerGraph | None = None) -> LayerGraph:
     """Return the LayerGraph of a traced graph whose nodes carry shapes (swcompile.trace.shapes.propagate).
@@ -73,9 +76,15 @@ class _Extraction:
         return self.build.finish()
 
     def _materialise(self, node: fx.Node, value: Value, axis: int) -> Value:
-        """Give an opaque value channels of its own along `axis`, under the node's name."""
+        """Give an opaque value channels of its own along `axis`, under the node's name; a concatenation those of its parts.
+
+        A gather that reads a concatenation is later made to read the parts.
+        """
         spec = spec_of(node)
         assert spec is not None
+        if rules.rule_of(node) is rules.concatenated and rules.joined(node)[1] == axis:
+            self.values[node] = whole = self.concatenate(node, rules.joined(node)[0], axis)
+            return whole
         self.consume(value)
         made = self._opaque_producer(node.name, spec.shape[axis], value, axis)
         self.values[node] = made
@@ -120,16 +129,17 @@ class _Extraction:
         parts = [(Run(0, self.build.producers[parent].channels, parent, 0),) for parent in sorted(source.producers())]
         return from_runs(self.build.produce(name, "opaque", channels, parts, axis), axis or 0)
 
-    def concatenate(self, name: str, nodes: Sequence[fx.Node], axis: int) -> Value:
+    def concatenate(self, node: fx.Node, parts: Sequence[fx.Node], axis: int) -> Value:
         ids: list[NDArray[np.int64]] = []
-        for place, node in enumerate(nodes):
-            value, spec = self.value(node), spec_of(node)
+        for place, part in enumerate(parts):
+            value, spec = self.value(part), spec_of(part)
             assert spec is not None
             if not value.known and not value.constant:
-                value = self._materialise(node, value, axis)
+                value = self._materialise(part, value, axis)
             if value.axes != (axis,):
+                node.meta[WHOLE] = True
                 self.consume(value)
-                value = self._opaque_producer(f"{name}.{place}", spec.shape[axis], value)
+                value = self._opaque_producer(f"{node.name}.{place}", spec.shape[axis], value)
             assert value.ids is not None
             ids.append(value.ids)
         return Value(np.concatenate(ids), (axis,))
@@ -219,8 +229,6 @@ class _Extraction:
         point, chain = self._reading_point(node, source)
         chain_params = sum(_params_per_channel(self.modules[str(link.target)]) for link in chain if link.op == "call_module")
         feature = self._feature(point, axis)
-        if len(spec.shape) < 3 and not call.linear:
-            refused = refused or "unbatched input"
         made = self.build.layer(
             self.layer_names.get(node.name) or self._site(call.path),
             feature,
@@ -253,6 +261,8 @@ class _Extraction:
             return "called at several sites, which would need different wirings"
         source = spec_of(call.source)
         assert source is not None
+        if not call.linear and len(source.shape) < len(call.kernel_size) + 2:
+            return "its input has no batch axis (give an example with one)"
         if call.groups > 1 and call.groups == source.shape[axis]:
             return "depthwise: each channel's identity is the point"
         if value.ids is None or value.constant:

@@ -117,7 +117,7 @@ class _Inside:
     def union(self, name: str, nodes: Sequence[fx.Node]) -> Value:
         raise _NotSeenError
 
-    def concatenate(self, name: str, nodes: Sequence[fx.Node], axis: int) -> Value:
+    def concatenate(self, node: fx.Node, parts: Sequence[fx.Node], axis: int) -> Value:
         raise _NotSeenError
 
     def consume(self, value: Value) -> None:

@@ -17,7 +17,11 @@ _OURS = (os.path.dirname(torch.__file__) + os.sep, os.path.dirname(os.path.dirna
 
 def is_users(frame: FrameType) -> bool:
     """Whether a frame runs code that is neither torch's nor ours nor generated."""
-    name = frame.f_code.co_filename
+    return is_users_file(frame.f_code.co_filename)
+
+
+def is_users_file(name: str) -> bool:
+    """Whether a file is neither torch's nor ours nor made up."""
     return not name.startswith(_OURS) and not name.startswith("<")
 
 

@@ -32,8 +32,8 @@ class Context(Protocol):
     def union(self, name: str, nodes: Sequence[fx.Node]) -> Value:
         """Return the values of nodes added up: each channel has the origins of all."""
 
-    def concatenate(self, name: str, nodes: Sequence[fx.Node], axis: int) -> Value:
-        """Return the values of nodes one after another along `axis`."""
+    def concatenate(self, node: fx.Node, parts: Sequence[fx.Node], axis: int) -> Value:
+        """Return the values of the parts of a concatenation one after another along `axis`."""
 
     def consume(self, value: Value) -> None:
         """Note that something other than a layer reads the value."""
@@ -185,20 +185,26 @@ def reduced(node: fx.Node, context: Context) -> Result:
 
 def concatenated(node: fx.Node, context: Context) -> Result:
     """Carry channels through `cat`: along the channel axis one after another, along another axis as a union."""
-    parts = source(node) if node.args else node.kwargs.get("tensors")
-    spec = spec_of(node)
-    if not isinstance(parts, tuple | list) or spec is None or not all(isinstance(part, fx.Node) for part in parts):
-        return opaque()
+    parts, axis = joined(node)
     values = [context.value(part) for part in parts]
     known = next((value for value in values if value.known), None)
-    if known is None or any(spec_of(part) is None for part in parts):
+    if known is None or axis < 0:
         return opaque(*values)
-    dim = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else 0)
-    axis = int(dim) % len(spec.shape) if isinstance(dim, int) else -1
     if known.axes == (axis,):
-        return context.concatenate(node.name, parts, axis)
+        return context.concatenate(node, parts, axis)
     carried = [part for part in parts if not context.value(part).constant]
-    return _union(node, carried, context) if axis >= 0 and axis not in known.axes else opaque(*values)
+    return _union(node, carried, context) if axis not in known.axes else opaque(*values)
+
+
+def joined(node: fx.Node) -> tuple[Sequence[fx.Node], int]:
+    """Return the parts of a concatenation and its axis; -1 where that is not known."""
+    parts = source(node) if node.args else node.kwargs.get("tensors")
+    spec = spec_of(node)
+    if not isinstance(parts, tuple | list) or not all(isinstance(part, fx.Node) for part in parts):
+        return (), -1
+    dim = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else 0)
+    known = spec is not None and isinstance(dim, int) and all(spec_of(part) is not None for part in parts)
+    return parts, dim % len(spec.shape) if known and spec is not None and isinstance(dim, int) else -1
 
 
 def split(node: fx.Node, context: Context) -> Result:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -61,6 +62,23 @@ def describe_inputs(inputs: object) -> Example:
     """Turn a user's example inputs (a tensor, or a tuple or list of arguments) into specs."""
     arguments = tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,)
     return tuple(map_in(argument, torch.Tensor, lambda tensor: Spec(tuple(tensor.shape), tensor.dtype)) for argument in arguments)
+
+
+def shapes_of(example: Example) -> str:
+    """Return an example as a user may read it; what is no tensor is cut short."""
+    return ", ".join(str(item) if isinstance(item, Spec) else _brief(item) for item in example)
+
+
+def _brief(item: Any) -> str:
+    shown = map_in(item, Spec, lambda spec: _Shown(str(spec)))
+    return textwrap.shorten(repr(shown), 80, placeholder="...")
+
+
+class _Shown(str):
+    """A shape inside a list or dictionary, shown without quotes."""
+
+    __slots__ = ()
+    __repr__ = str.__str__
 
 
 def fakes(example: Example, mode: FakeTensorMode) -> tuple[Any, ...]:
@@ -186,6 +204,9 @@ def quiet() -> Iterator[None]:
 class _FakeRun(fx.Interpreter):
     """Run a graph on fake tensors as its generated code would run."""
 
+    def placeholder(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return {} if target.startswith("**") else super().placeholder(target, args, kwargs)
+
     def fetch_args_kwargs_from_env(self, n: fx.Node) -> tuple[tuple[Any, ...], dict[str, Any]]:
         args, kwargs = super().fetch_args_kwargs_from_env(n)
         return thawed(args), thawed(kwargs)
@@ -232,6 +253,12 @@ def _versions(value: Any) -> list[int]:
     return [tensor._version for tensor in tensors(value)]
 
 
+def run_once(graph: fx.Graph, root: nn.Module, example: Example, mode: FakeTensorMode) -> None:
+    """Run a graph on fake tensors; whatever its code raises comes through."""
+    with quiet(), random_state(), mode, torch.no_grad():
+        _FakeRun(fx.GraphModule(root, graph)).run(*fakes(example, mode))
+
+
 def observe_memory(graph: fx.Graph, root: nn.Module, example: Example, mode: FakeTensorMode) -> None:
     """Write into the nodes of a graph, as the user wrote it, what shares memory with what and who writes into it.
 
@@ -266,7 +293,7 @@ def propagate(graph: fx.Graph, root: nn.Module, example: Example, mode: FakeTens
     `root` holds the modules, with real or fake parameters; nothing is computed and its buffers are not touched. Raises SwnetError
     where the inputs do not fit.
     """
-    _check_arity(graph, example)
+    check_arity(graph, example)
     try:
         with quiet(), mode, torch.no_grad():
             _ShapeProp(fx.GraphModule(root, graph), garbage_collect_values=True).run(*fakes(example, mode))
@@ -276,9 +303,8 @@ def propagate(graph: fx.Graph, root: nn.Module, example: Example, mode: FakeTens
             "does not have. Make it independent of them."
         ) from error
     except Exception as error:
-        shapes = ", ".join(map(str, example))
         raise SwnetError(
-            f"The inputs ({shapes}) do not fit {type(root).__name__}: {first_line(error)}. "
+            f"The inputs ({shapes_of(example)}) do not fit {type(root).__name__}: {first_line(error)}. "
             "Pass example_inputs (or --input 1x3x224x224) of the shape that the model takes."
         ) from error
 
@@ -340,12 +366,16 @@ def _culprit(graph: fx.Graph, root: nn.Module) -> str:
     return f"{node.name}{where}"
 
 
-def _check_arity(graph: fx.Graph, example: Sequence[Any]) -> None:
-    places = [node for node in graph.nodes if node.op == "placeholder"]
+def check_arity(graph: fx.Graph, example: Sequence[Any]) -> None:
+    """Raise SwnetError where there are more or fewer inputs than a graph takes."""
+    every = [node for node in graph.nodes if node.op == "placeholder"]
+    places = [node for node in every if not str(node.target).startswith("*")]
     needed = [node for node in places if not node.args]
-    if not len(needed) <= len(example) <= len(places):
-        names = ", ".join(str(node.target) for node in places)
+    more = any(str(node.target).startswith("*") and not str(node.target).startswith("**") for node in every)
+    if len(example) < len(needed) or (len(example) > len(places) and not more):
+        names = ", ".join(str(node.target) for node in every)
         takes = f"{len(needed)}" if len(needed) == len(places) else f"{len(needed)} to {len(places)}"
+        takes = f"{len(needed)} or more" if more else takes
         raise SwnetError(f"The model takes {takes} inputs ({names}); {len(example)} were given. Pass one example for each.")
 
 

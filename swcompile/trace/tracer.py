@@ -4,7 +4,10 @@ Left to itself, torch.fx loses whatever is no operation on a tensor. Tracing suc
 
     isinstance(x, Tensor)          is False of a proxy            -> refused here; proxies that carry values answer it (valued.py)
     x += y, x[:, 0] = y            other names keep the old value -> recorded as in-place operations
+    x.data = y                     is forgotten                   -> recorded as an in-place operation
     with torch.no_grad(): ...      gradients flow again           -> recorded as nodes that switch the mode and put it back
+    with torch.autocast(...): ...  precision is full again        -> recorded as nodes that begin it and end it
+    sum(self.parameters())         computed once, without grads   -> operations on them are recorded (stored.py)
     MyFunction.apply(x)            its backward is lost           -> one opaque call
     hooks of a module              run once, on proxies           -> the module stays one opaque call
 """
@@ -15,20 +18,27 @@ import builtins
 import inspect
 import operator
 import sys
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import is_dataclass
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import fx, nn
+from torch.amp.autocast_mode import _enter_autocast, _exit_autocast
 from torch.fx import _symbolic_trace
+from torch.utils.checkpoint import CheckpointFunction
 
 from swcompile.trace.layers import LAYER_TYPES, LEFT, modules_with_layers
 from swcompile.trace.lines import WHERE, is_users, user_line
 from swcompile.trace.purify import PURE_OPERATORS, WRITES
+from swcompile.trace.stored import StoredMode
+
+ASSIGNED = frozenset(["data", "grad", "requires_grad"])
+"""Attributes of a tensor that torch itself reads, so that an assignment to them is an operation."""
 
 
 class UntraceableError(Exception):
@@ -52,6 +62,13 @@ class Proxy(fx.Proxy):
 
     def __setitem__(self, index: Any, value: Any) -> None:
         self.tracer.create_proxy("call_function", operator.setitem, (self, index, value), {})
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in ASSIGNED:
+            node = self.tracer.create_node("call_function", setattr, (self.node, name, self.tracer.create_arg(value)), {})
+            node.meta[WRITES] = True
+        else:
+            super().__setattr__(name, value)
 
 
 def _augmented(in_place: Callable[[Any, Any], Any], pure: Callable[[Any, Any], Any]) -> Callable[[Proxy, Any], fx.Proxy]:
@@ -79,8 +96,7 @@ class AutogradCall:
 
     def __init__(self, function: type[torch.autograd.Function]) -> None:
         self.function = function
-        self.__name__ = self.__qualname__ = function.__name__
-        self.__module__ = function.__module__
+        self.__name__ = self.__qualname__ = function.__name__  # the module stays ours: fx writes what torch defines by its name
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.function.apply(*args, **kwargs)  # type: ignore[no-untyped-call]
@@ -90,6 +106,24 @@ class AutogradCall:
 
     def __hash__(self) -> int:
         return hash(self.function)
+
+
+class WithDefault:
+    """Makes a defaultdict: fx cannot write the class of its defaults into code."""
+
+    __name__ = __qualname__ = "WithDefault"
+
+    def __init__(self, factory: Callable[[], Any] | None) -> None:
+        self.factory = factory
+
+    def __call__(self, items: dict[Any, Any]) -> defaultdict[Any, Any]:
+        return defaultdict(self.factory, items)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, WithDefault) and other.factory is self.factory
+
+    def __hash__(self) -> int:
+        return hash(self.factory)
 
 
 def enter_grad_mode(enabled: bool) -> bool:
@@ -127,6 +161,8 @@ class LayerTracer(fx.Tracer):
         self._attributes: dict[str, Any] = {}
         self._made: list[fx.Node] = []
         self._grad_modes: list[fx.Node] = []
+        self._autocasts: list[fx.Node] = []
+        self._running = False
 
     def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
         with ExitStack() as stack:
@@ -134,7 +170,10 @@ class LayerTracer(fx.Tracer):
             stack.enter_context(patched(builtins, "isinstance", _isinstance))
             stack.enter_context(patched(torch, "is_tensor", _is_tensor))
             stack.enter_context(patched(torch.autograd.Function, "apply", classmethod(self._apply_function)))
+            stack.enter_context(patched(torch.autocast, "__enter__", self._entering(torch.autocast.__enter__)))
+            stack.enter_context(patched(torch.autocast, "__exit__", self._leaving(torch.autocast.__exit__)))
             stack.enter_context(self._own_wraps())
+            stack.enter_context(StoredMode(self))
             return super().trace(root, concrete_args)
 
     def create_args_for_root(
@@ -142,6 +181,7 @@ class LayerTracer(fx.Tracer):
     ) -> tuple[Any, list[Any]]:
         function, args = super().create_args_for_root(root_fn, is_module)
         for place, node in enumerate([node for node in self.graph.nodes if node.op == "placeholder"], int(is_module)):
+            args[place] = self.given(node)
             if node.target in self._fixed:
                 args[place] = value = self._fixed[node.target]
                 holds = self._node("call_function", operator.is_ if value is None else operator.eq, (node, value), {})
@@ -152,7 +192,16 @@ class LayerTracer(fx.Tracer):
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return Proxy(node, self)
 
+    def given(self, node: fx.Node) -> Any:
+        """Return what the user's code gets to see of an input."""
+        return self.proxy(node)
+
     # Modules.
+
+    def call_module(self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if self.recording and is_compiled(m):  # followed as if it were not: the result can be compiled as a whole
+            return m._modules["_orig_mod"](*args, **kwargs)  # type: ignore[misc]  # is there
+        return super().call_module(m, forward, args, kwargs)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         if isinstance(m, LAYER_TYPES) or id(m) not in self._holders:
@@ -176,9 +225,19 @@ class LayerTracer(fx.Tracer):
         """Return a parameter or buffer as a proxy; fx would look through all of them for each."""
         if not isinstance(attr_val, torch.Tensor):
             return attr_val
-        name = self._names.get(id(attr_val))
+        found = self.stored(attr_val)
+        return attr_val if found is None else found
+
+    @property
+    def recording(self) -> bool:
+        """Whether it is the user's forward that runs, to be recorded."""
+        return not self._running
+
+    def stored(self, tensor: torch.Tensor) -> Any:
+        """Return the proxy of a parameter or buffer of the root, None for any other tensor."""
+        name = self._names.get(id(tensor))
         if name is None:
-            return attr_val
+            return None
         if name not in self._attributes:
             self._attributes[name] = self.create_proxy("get_attr", name, (), {})
         return self._attributes[name]
@@ -211,6 +270,10 @@ class LayerTracer(fx.Tracer):
         if isinstance(a, OrderedDict):  # and output classes made of one: fx would make a plain dictionary of it
             given: dict[str, Any] = {key: self.create_arg(value) for key, value in a.items()}
             return self.create_node("call_function", type(a), *(((), given) if is_dataclass(a) else ((given,), {})))
+        if isinstance(a, defaultdict):  # and of this one, too
+            return self.create_node("call_function", WithDefault(a.default_factory), (self.create_arg(dict(a)),), {})
+        if isinstance(a, np.generic):  # a number that numpy made
+            return a.item()
         return super().create_arg(a)
 
     # What is no operation on a tensor.
@@ -222,13 +285,38 @@ class LayerTracer(fx.Tracer):
         if kind in ("placeholder", "get_attr") or torch.is_grad_enabled() == (len(self._grad_modes) % 2 == 0):
             return
         if self._grad_modes and torch.is_grad_enabled():
-            node = self._node("call_function", leave_grad_mode, (self._grad_modes.pop(),), {})
+            self._switch(leave_grad_mode, (self._grad_modes.pop(),))
         else:
-            node = self._node("call_function", enter_grad_mode, (torch.is_grad_enabled(),), {})
-            self._grad_modes.append(node)
+            self._grad_modes.append(self._switch(enter_grad_mode, (torch.is_grad_enabled(),)))
+
+    def _entering(self, enter: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        def entering(context: Any) -> Any:
+            entered = enter(context)
+            if self.recording:
+                how = (context.device, context.fast_dtype, context._enabled, context._cache_enabled)
+                self._autocasts.append(self._switch(_enter_autocast, how))
+            return entered
+
+        return entering
+
+    def _leaving(self, leave: Callable[..., Any]) -> Callable[..., Any]:
+        def leaving(context: Any, *error: Any) -> Any:
+            if self.recording and self._autocasts:
+                self._switch(_exit_autocast, (self._autocasts.pop(),))
+            return leave(context, *error)
+
+        return leaving
+
+    def _switch(self, function: Callable[..., Any], args: tuple[Any, ...]) -> fx.Node:
+        """Note in the graph that a mode changes."""
+        node = self._node("call_function", function, args, {})
         node.meta[WRITES] = True
+        return node
 
     def _apply_function(self, function: type[torch.autograd.Function], *args: Any, **kwargs: Any) -> Any:
+        if function is CheckpointFunction and self.recording:  # what torch does with use_reentrant=False is followed, too
+            run, _, *given = args
+            return run(*given)
         if has_proxy((args, kwargs)):
             return self.create_proxy("call_function", AutogradCall(function), args, kwargs)
         return _APPLY.__func__(function, *args, **kwargs)
@@ -260,6 +348,11 @@ class LayerTracer(fx.Tracer):
 
     def _look_into(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return function(*args, **kwargs)
+
+
+def is_compiled(module: nn.Module) -> bool:
+    """Whether a module is what torch.compile makes of one; by name, since the import would cost more than a second."""
+    return type(module).__name__ == "OptimizedModule" and "_orig_mod" in module._modules
 
 
 def _isinstance(value: Any, kind: Any, ask: Callable[[Any, Any], bool] = isinstance) -> bool:

@@ -25,7 +25,7 @@ from swcompile.trace.names import name_of
 from swcompile.trace.purify import named_in_place
 from swcompile.trace.random_state import random_state
 from swcompile.trace.sizes import Size
-from swcompile.trace.tracer import LayerTracer, Proxy, UntraceableError, patched
+from swcompile.trace.tracer import LayerTracer, Proxy, UntraceableError, is_compiled, patched
 
 FACTORIES = (
     "arange as_tensor asarray bartlett_window blackman_window empty empty_strided eye frombuffer from_numpy full hamming_window "
@@ -144,6 +144,7 @@ class _Mark(NamedTuple):
 
     nodes: int
     grad_modes: list[fx.Node]
+    autocasts: list[fx.Node]
     modules: list[tuple[str, Any]]
 
 
@@ -164,7 +165,6 @@ class ValuedTracer(LayerTracer):
         self._inputs = iter(inputs)
         self._mode = mode
         self._values: dict[fx.Node, Any] = {}
-        self._running = False
 
     def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
         with ExitStack() as stack:
@@ -180,7 +180,7 @@ class ValuedTracer(LayerTracer):
         if self._running:
             return forward(*args, **kwargs)
         path = self.path_of_module(m)
-        if self.is_leaf_module(m, path):
+        if self.is_leaf_module(m, path) or is_compiled(m):
             return super().call_module(m, forward, args, kwargs)
         mark = self._mark()
         try:
@@ -214,7 +214,7 @@ class ValuedTracer(LayerTracer):
         return record
 
     def _mark(self) -> _Mark:
-        return _Mark(len(self._made), list(self._grad_modes), list(self.module_stack.items()))
+        return _Mark(len(self._made), list(self._grad_modes), list(self._autocasts), list(self.module_stack.items()))
 
     def _undo(self, mark: _Mark) -> None:
         """Remove the nodes made since `mark`, as if what made them had not run."""
@@ -225,7 +225,7 @@ class ValuedTracer(LayerTracer):
         del self._made[mark.nodes :]
         lost = set(gone)
         self._attributes = {name: proxy for name, proxy in self._attributes.items() if proxy.node not in lost}
-        self._grad_modes = mark.grad_modes
+        self._grad_modes, self._autocasts = mark.grad_modes, mark.autocasts
         self.module_stack.clear()
         self.module_stack.update(mark.modules)
         self.opaque = {path: why for path, why in self.opaque.items() if path in {str(node.target) for node in self._made}}
@@ -243,6 +243,12 @@ class ValuedTracer(LayerTracer):
         proxy_factory_fn: Callable[[fx.Node], fx.Proxy] | None = None,
     ) -> Any:
         node = self.create_node(kind, target, self.create_arg(args), self.create_arg(kwargs), name, type_expr)
+        if kind == "placeholder":  # fx must see one proxy each, or it makes a graph of flattened inputs
+            return self.proxy(node)
+        return self._wrap(node, self._values[node])
+
+    def given(self, node: fx.Node) -> Any:
+        """Return what the user's code gets to see of an input."""
         return self._wrap(node, self._values[node])
 
     def create_arg(self, a: Any) -> Any:
@@ -251,15 +257,20 @@ class ValuedTracer(LayerTracer):
         return super().create_arg(tuple(a) if isinstance(a, torch.Size) else a)
 
     def _node(self, kind: str, target: Any, args: Any, kwargs: Any, name: str | None = None, type_expr: Any = None) -> fx.Node:
+        mark = self._mark()
         node = super()._node(kind, target, args, kwargs, name, type_expr)
         if kind != "output":
-            self._values[node] = self._run(node)
+            try:
+                self._values[node] = self._run(node)
+            except Exception:  # the user's code may catch it, and go on without
+                self._undo(mark)
+                raise
         return node
 
     def _run(self, node: fx.Node) -> Any:
         """Return what a node computes: a fake tensor, or a real one where nothing but small constants go in."""
         if node.op == "placeholder":
-            return next(self._inputs, node.args[0] if node.args else None)
+            return self._input(str(node.target), node.args[0] if node.args else None)
         args, kwargs = thawed(fx.map_arg((node.args, node.kwargs), self._values.__getitem__))
         given = tensors((args, kwargs))
         if node.op == "call_module":
@@ -279,6 +290,11 @@ class ValuedTracer(LayerTracer):
             if given and not isinstance(given[0], FakeTensor) and named_in_place(node):
                 self._forget(given[0])
             return made
+
+    def _input(self, name: str, default: Any) -> Any:
+        if name.startswith("**"):
+            return {}
+        return tuple(self._inputs) if name.startswith("*") else next(self._inputs, default)
 
     def _constant(self, path: str) -> torch.Tensor | None:
         """Return a tensor that forward made and fx has put into the root, or None where `path` is the model's own."""
@@ -326,6 +342,12 @@ def _piece(whole: fx.Proxy, place: int) -> Callable[[Any], fx.Node]:
 
 def _of_plain_values(function: Any) -> Any:
     return lambda *args: function(*map(plain, args))
+
+
+def by_values(error: BaseException) -> bool:
+    """Whether an exception says that the code decides by what tracing does not have, rather than that it does not run."""
+    known = (UntraceableError, fx.proxy.TraceError, DataDependentOutputException, DynamicOutputShapeException)
+    return isinstance(error, known)
 
 
 def reason_of(error: BaseException) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 from pathlib import Path
 
 import pytest
@@ -114,12 +115,14 @@ def test_control_flow_over_values_is_one_error_with_the_line() -> None:
 def test_a_lazy_model_is_refused_with_what_to_do() -> None:
     with pytest.raises(SwnetError, match=r"0\.weight has no shape yet .* run the model once on an example"):
         trace(nn.Sequential(nn.LazyConv2d(4, 3)), X)
+    with pytest.raises(SwnetError, match="run the model once"):
+        trace_structure(nn.Sequential(nn.LazyConv2d(4, 3)), X)
 
 
 def test_a_model_that_cannot_be_copied_is_refused_with_what_to_do() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 1))
-    model.last = model(X)
-    with pytest.raises(SwnetError, match=r"Sequential cannot be copied \(RuntimeError: .*detach them"):
+    model.lock = threading.Lock()
+    with pytest.raises(SwnetError, match=r"Sequential cannot be copied \(TypeError: .*out of the model's attributes"):
         trace(model, X)
 
 
@@ -211,7 +214,7 @@ def test_an_exception_without_words() -> None:
         def __str__(self) -> str:
             return 1 // 0 * ""
 
-    with pytest.raises(SwnetError, match=r"Small cannot be traced: OddError \(at .*test_capture\.py:\d+\)"):
+    with pytest.raises(SwnetError, match=r"The inputs \(2x4\) do not fit Small: OddError \(at .*test_capture\.py:\d+\)"):
         trace(small(forward=raising(OddError())), torch.zeros(2, 4))
 
 
@@ -259,6 +262,35 @@ def test_torch_logs_no_traceback_of_what_becomes_an_error(caplog: pytest.LogCapt
     def forward(self: nn.Module, x: Tensor) -> Tensor:
         return self.first(x) + torch.zeros(2) @ torch.zeros(3)
 
-    with pytest.raises(SwnetError, match="cannot be traced: RuntimeError"):
+    with pytest.raises(SwnetError, match="do not fit Small: RuntimeError"):
         trace(small(forward=forward), torch.zeros(2, 4))
     assert not caplog.records
+
+
+class Raising(nn.Module):
+    """Has no batch of two images in mind."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[0] == 2:
+            raise ValueError("not two")
+        return self.conv(x)
+
+
+def test_what_the_forward_itself_raises_is_told_with_the_inputs_that_made_it() -> None:
+    with pytest.raises(SwnetError, match=r"\(2x3x8x8\) do not fit Raising: ValueError: not two \(at .*test_capture.py:\d+\)"):
+        trace(Raising(), X)
+    with pytest.raises(SwnetError, match=r"The inputs \(\{'x': \[2x3x8x8\]\}\) do not fit"):
+        trace(nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1)), ({"x": [X]},))
+
+
+def test_modules_nested_deeper_than_the_stack_are_refused_with_what_to_do() -> None:
+    model: nn.Module = nn.Conv2d(3, 4, 1)
+    for _ in range(2000):
+        model = nn.Sequential(model)
+    for how in (trace, trace_structure):
+        with pytest.raises(SwnetError, match=r"nested too deeply .*sys\.setrecursionlimit"):
+            how(model, X)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F  # as users write it
 
+import swnet
 from swcompile.graph import LayerGraph, Run
 from swcompile.trace import Example, layer_graph, trace
 
@@ -329,3 +330,36 @@ def test_an_input_keeps_its_channel_axis_where_a_linear_layer_has_come_nearer() 
     conv.args = (farther,)
     assert origins(layer_graph(traced.train_graph, traced.root, traced.example), "conv") != [(0, 3, "x", 0, 1)]
     assert origins(layer_graph(traced.train_graph, traced.root, traced.example, like=traced.graph), "conv") == [(0, 3, "x", 0, 1)]
+
+
+def test_an_input_without_a_batch_axis_has_its_channels_elsewhere() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 16, 3, padding=1), nn.Conv2d(16, 16, 1))
+    layers = trace(net, torch.randn(3, 16, 16)).graph.layers
+    assert all("no batch axis" in str(layer.refused) for layer in layers)
+
+
+class OpaqueJoin(nn.Module):
+    """Reads a concatenation of maps without origin, one of them a constant, so that taps reach into its parts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 1)
+        self.constant = nn.Parameter(torch.randn(1, 8, 8, 8))
+        self.convs = nn.ModuleList(nn.Conv2d(24, 24, 1) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        x = torch.cat([x.cumsum(1), x.cumsum(1) * 2, self.constant.expand(len(x), -1, -1, -1)], 1)
+        for conv in self.convs:
+            x = conv(x).relu()
+        return x
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_taps_of_a_concatenation_without_origin_read_its_parts(seed: int) -> None:
+    net, x = OpaqueJoin(), torch.randn(2, 3, 8, 8)
+    graph = trace(net, x).graph
+    assert {made.name for made in graph.producers if made.kind == "opaque"} == {"cumsum", "mul", "cat.2"}
+    rewired = swnet.transform(net, x, p=0.5, block=4, dead="allow", seed=seed)
+    assert rewired(x).shape == net(x).shape
+    assert {tap.feature for layer in rewired.swcompile.plan.layers for tap in layer.taps} >= {"cat"}

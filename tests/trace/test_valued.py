@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import random
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F  # as users write it
 from torch.nn.utils import parametrize
+from torch.utils.checkpoint import checkpoint
 
 import swnet
 from swcompile.trace import Traced, trace
@@ -109,7 +111,47 @@ def reductions(net: Net, x: Tensor) -> Tensor:
     return net.b(y * best.values.unsqueeze(1)) + best[1].unsqueeze(1) * (y.T.shape[0] + y.mT.shape[-1])
 
 
-PROGRAMS = [by_shape, by_type, with_factories, with_a_mask, over_the_parts, frozen, with_attributes, reductions]
+def within_try(net: Net, x: Tensor) -> Tensor:
+    try:
+        y = net.a(x.flatten(1, 2))
+    except RuntimeError:
+        y = net.a(x)
+    return net.b(y)
+
+
+def in_other_precision(net: Net, x: Tensor) -> Tensor:
+    with torch.autocast("cpu", torch.bfloat16):
+        y = net.a(x)
+        with torch.autocast("cpu", enabled=False):
+            y = y.float() + net.a(x)
+    return net.b(y)
+
+
+def with_numpy(net: Net, x: Tensor) -> Tensor:
+    y = net.a(x) * torch.from_numpy(np.linspace(0, 1, 8, dtype=np.float32)).view(1, 8, 1, 1)
+    return net.b(y * np.float32(0.5))
+
+
+def assigning_data(net: Net, x: Tensor) -> Tensor:
+    y = net.a(x)
+    net.shift.data = net.shift.data * 0.5 + y.detach().mean()
+    return net.b(y + net.shift)
+
+
+PROGRAMS = [
+    within_try,
+    in_other_precision,
+    with_numpy,
+    assigning_data,
+    by_shape,
+    by_type,
+    with_factories,
+    with_a_mask,
+    over_the_parts,
+    frozen,
+    with_attributes,
+    reductions,
+]
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
@@ -219,6 +261,13 @@ def test_an_autograd_function_keeps_its_backward() -> None:
     same(net, trace(net, X), X)
 
 
+def test_autograd_functions_of_torch_are_followed_or_kept() -> None:
+    net = Net(lambda net, x: net.b(checkpoint(net.a, x, use_reentrant=True)))
+    assert [layer.name for layer in trace(net, X).graph.layers] == ["a", "b"]
+    x = X.clone().requires_grad_()
+    assert torch.equal(swnet.transform(net, X, p=0.0)(x), net(x))
+
+
 class Pair(NamedTuple):
     left: Tensor
     right: Tensor
@@ -244,6 +293,7 @@ class Both(OrderedDict[str, Tensor]):
         lambda a, b: OrderedDict(out=a, aux=b),
         lambda a, b: Both(out=a, aux=b),
         lambda a, b: {"out": a, 1: b},
+        lambda a, b: defaultdict(list, out=[a, b]),
     ],
 )
 @pytest.mark.parametrize("step", ["plain", "values"])
@@ -408,3 +458,39 @@ def test_wrappers_that_hide_the_model_are_refused_with_what_to_do() -> None:
         swnet.transform(nn.DataParallel(net), X)
     with pytest.raises(swnet.SwnetError, match=r"pass the nn\.Module it was made from"):
         swnet.transform(torch.jit.script(net), X)
+
+
+def test_a_compiled_part_is_followed_as_if_it_were_not() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 8, 1), torch.compile(nn.Sequential(nn.Conv2d(8, 8, 1), nn.ReLU()), backend="eager"))
+    assert [layer.name for layer in trace(net, X).graph.layers] == ["0", "1._orig_mod.0"]
+    rewired = swnet.transform(net, X, p=0.0)
+    with torch.no_grad():
+        assert torch.equal(rewired(X), net(X))
+    assert list(rewired.state_dict()) == list(net.state_dict())
+
+
+class Inputs(nn.Module):
+    """Takes inputs of any kind: nested ones, none at all, and as many more as are given."""
+
+    def __init__(self, take: Callable[..., Tensor]) -> None:
+        super().__init__()
+        self.net, self.take = Net(lambda net, x: net.b(net.a(x))), take
+
+    def forward(self, x: Any, mask: Tensor | None = None, flag: bool = False, *more: Tensor, **named: Any) -> Tensor:
+        x = self.take(x) if mask is None else self.take(x) * mask
+        return self.net(sum(more, -x if flag else x), **named)
+
+
+@pytest.mark.parametrize(
+    ("take", "inputs"),
+    [
+        (lambda x: x, (X,)),
+        (lambda x: x, (X, None, True)),
+        (lambda x: x, (X, X > 0, False, X, X)),
+        (lambda x: x["image"][0] if len(x) == 1 else None, ({"image": [X]},)),
+        (lambda x: torch.stack(list(x[0])).sum(0) + x[1], (([X, X], X), None, True, X)),
+    ],
+)
+def test_inputs_of_any_kind(take: Callable[..., Tensor], inputs: tuple[Any, ...]) -> None:
+    net = Inputs(take)
+    assert torch.equal(swnet.transform(net, inputs, p=0.0)(*inputs), net(*inputs))
