@@ -68,6 +68,11 @@ def set_mode(module: nn.Module, training: bool) -> None:
         module.train(training)
     except NotImplementedError:
         module.training = training
+    except Exception as error:
+        raise SwnetError(
+            f"{type(module).__name__} cannot be put into {'train' if training else 'eval'} mode ({type(error).__name__}: "
+            f"{first_line(error)}), and both are traced. Leave train, eval and children as nn.Module has them, or make them work."
+        ) from error
 
 
 @contextmanager

@@ -255,6 +255,24 @@ def test_what_forward_takes_away_is_there_again() -> None:
     assert [layer.name for layer in traced.graph.layers] == ["first", "second"]
 
 
+@pytest.mark.parametrize("name", ["train", "children", "named_children"])
+@pytest.mark.parametrize("answer", [None, lambda self, *_: [()], lambda self, *_: 3])
+def test_a_model_that_cannot_change_its_mode(name, answer) -> None:
+    if (name, answer) == ("train", answer) and answer is not None:
+        return  # which may give back anything
+    with pytest.raises(
+        SwnetError, match=r"Small cannot be put into train mode .*Leave train, eval and children as nn.Module has them"
+    ):
+        trace(small(**{name: answer}), torch.zeros(2, 4))
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_a_nested_tensor_is_no_example() -> None:
+    nested = torch.nested.nested_tensor([torch.zeros(4), torch.zeros(4)])
+    with pytest.raises(SwnetError, match="An example input is a nested tensor, which has no shape to trace with; give a plain one"):
+        trace(small(), nested)
+
+
 def test_torch_logs_no_traceback_of_what_becomes_an_error(caplog: pytest.LogCaptureFixture) -> None:
     def forward(self: nn.Module, x: Tensor) -> Tensor:
         return self.first(x) + torch.zeros(2) @ torch.zeros(3)
