@@ -160,6 +160,7 @@ def model_file(draw: Random, subject: Subject, sandbox: Sandbox) -> Attempt:
         act()
         if back:
             with contextlib.suppress(SwnetError):  # the mutated file may build another model each time
+                sys.argv = ["model.py"]  # whatever the mutated file has made of it
                 runpy.run_path("out/model.py")["build_model"]()
 
     return Attempt(f"{told}: {' '.join(arguments)}", and_back, out="out" if command == "transform" else None, foreign=back)
