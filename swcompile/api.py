@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 from swcompile import store
 from swcompile.check import Ledger, census, check
-from swcompile.errors import NothingToDoError, SwnetError
+from swcompile.errors import NothingToDoError, SwnetError, first_line
 from swcompile.graph import LayerGraph
 from swcompile.metrics import Figures, channel_graph, measure
 from swcompile.modules import RewiredModule
@@ -332,6 +332,12 @@ def _traced(
 def _module(model: object) -> nn.Module:
     """Return what is to be traced: a module, the inside of an exported program, or what torch.compile has wrapped."""
     kind = type(model)
+    try:
+        _ = kind.__name__
+    except Exception as error:  # a metaclass of the user's; messages name the class
+        raise SwnetError(
+            f"The class of the model cannot be asked for its name ({first_line(error)}); take its metaclass away."
+        ) from error
     if (kind.__module__, kind.__name__) == ("torch.export.exported_program", "ExportedProgram"):  # the import would cost seconds
         exported: Any = model
         return _module(exported.module())
@@ -340,9 +346,9 @@ def _module(model: object) -> nn.Module:
     if not isinstance(model, nn.Module):
         what = f"the class {model.__name__}" if isinstance(model, type) else f"a {type(model).__name__}"
         raise SwnetError(f"The model that was given is {what}; pass an nn.Module that has been built, such as Net().")
-    if isinstance(model, nn.DataParallel | DistributedDataParallel):
+    if issubclass(kind, nn.DataParallel | DistributedDataParallel):  # isinstance would ask a model's own __class__, too
         raise SwnetError(f"A {type(model).__name__} was given; pass the model inside, model.module, and wrap the result.")
-    if isinstance(model, torch.jit.ScriptModule):
+    if issubclass(kind, torch.jit.ScriptModule):
         raise SwnetError(
             "A TorchScript module was given, whose code cannot be traced any more; pass the nn.Module it was made from."
         )

@@ -13,6 +13,12 @@ class NothingToDoError(SwnetError):
     """Report a model in which nothing can be rewired, with the reason for each layer."""
 
 
+def shown(value: object) -> str:
+    """Return a value as messages repeat it: as Python writes it, and no longer than a line."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
 def first_line(error: BaseException) -> str:
     """Return the first line of what an exception says, or its class where that says nothing: it may be the user's, and fail to."""
     try:

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from swcompile.errors import SwnetError, first_line
+from swcompile.errors import SwnetError, first_line, shown
 
 BUILDERS = ("build_model", "get_model")
 INPUTS = "example_inputs"
@@ -88,15 +88,17 @@ def check_shape(sizes: tuple[int, ...], dtype: str, what: str) -> Shape:
     """Return a shape from numbers and the name of a dtype. Raises SwnetError where no such example input can be made."""
     found = getattr(torch, dtype, None)
     if not isinstance(found, torch.dtype):
-        raise SwnetError(f"{what}: {dtype!r} is not a dtype; take float32, float64, bfloat16, int64 or another name of torch's.")
+        raise SwnetError(
+            f"{what}: {shown(dtype)} is not a dtype; take float32, float64, bfloat16, int64 or another name of torch's."
+        )
     if found in QUANTIZED:
         raise SwnetError(f"{what}: {dtype} is of quantized tensors, which cannot be traced; take float32, int64 or another dtype.")
     elements = 1
     for size in sizes:
         elements *= size
         if size < 1 or elements > MAX_ELEMENTS:
-            shown = "x".join(map(str, sizes))
-            raise SwnetError(f"{what}: {shown} is not a size to try; take sizes from 1 up, {MAX_ELEMENTS:,} elements at most.")
+            written = "x".join(map(str, sizes))
+            raise SwnetError(f"{what}: {written} is not a size to try; take sizes from 1 up, {MAX_ELEMENTS:,} elements at most.")
     return sizes, found
 
 

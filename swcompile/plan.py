@@ -25,7 +25,7 @@ from typing import Any, get_args, get_type_hints
 import numpy as np
 from numpy.typing import NDArray
 
-from swcompile.errors import SwnetError
+from swcompile.errors import SwnetError, shown
 from swcompile.graph import Feature, LayerGraph, Run, Tap, unreadable
 
 FORMAT = "swcompile-plan"
@@ -90,28 +90,30 @@ class Options:
         for name, choices in CHOICES.items():
             value = getattr(self, name)
             if value not in choices:
-                raise SwnetError(f"{name}={value!r} is not a choice; take one of {', '.join(map(repr, choices))}.")
+                raise SwnetError(f"{name}={shown(value)} is not a choice; take one of {', '.join(map(repr, choices))}.")
         for name in ("head", "conv_to_linear"):
             if not isinstance(getattr(self, name), bool):
-                raise SwnetError(f"{name}={getattr(self, name)!r} is not a truth value; write True or False.")
+                raise SwnetError(f"{name}={shown(getattr(self, name))} is not a truth value; write True or False.")
         self._check_p()
         if not _is_real(self.density) or not 0 < self.density <= 1:
-            raise SwnetError(f"density={self.density!r} is outside (0, 1]; 1 keeps every block, 0.5 half of them.")
+            raise SwnetError(f"density={shown(self.density)} is outside (0, 1]; 1 keeps every block, 0.5 half of them.")
         if self.block not in BLOCK_RULES and not _is_count(self.block, at_least=1):
-            raise SwnetError(f"block={self.block!r} is not a block size; take a positive number of channels, 'auto' or 'producer'.")
+            raise SwnetError(
+                f"block={shown(self.block)} is not a block size; take a positive number of channels, 'auto' or 'producer'."
+            )
         if not _is_count(self.seed, at_least=0):
-            raise SwnetError(f"seed={self.seed!r} is not a seed; take a whole number from 0 up.")
+            raise SwnetError(f"seed={shown(self.seed)} is not a seed; take a whole number from 0 up.")
         if not _is_count(self.min_in_degree, at_least=0):
-            raise SwnetError(f"min_in_degree={self.min_in_degree!r} is not a degree; take a whole number from 0 up.")
+            raise SwnetError(f"min_in_degree={shown(self.min_in_degree)} is not a degree; take a whole number from 0 up.")
         if self.wiring == "kernel" and self.density != 1:
             raise SwnetError("density does not apply to wiring='kernel', which keeps the number of links; use wiring='block'.")
 
     def _check_p(self) -> None:
         if isinstance(self.p, str):
             if self.p not in P_POLICIES:
-                raise SwnetError(f"p={self.p!r} is not a policy; take a number from 0 to 1 or one of {', '.join(P_POLICIES)}.")
+                raise SwnetError(f"p={shown(self.p)} is not a policy; take a number from 0 to 1 or one of {', '.join(P_POLICIES)}.")
         elif not _is_real(self.p) or not 0 <= self.p <= 1:
-            raise SwnetError(f"p={self.p!r} is outside [0, 1]; p is the share of links that become long-range.")
+            raise SwnetError(f"p={shown(self.p)} is outside [0, 1]; p is the share of links that become long-range.")
 
     @property
     def number(self) -> float:
@@ -346,7 +348,7 @@ class _Reader:
             raise SwnetError(f'This is not a plan: its "format" should be "{FORMAT}". {ALTERED}')
         version = document.get("version")
         if not isinstance(version, int) or not _is_count(version, at_least=1):
-            raise SwnetError(f"The plan's version is {version!r}; it should be a whole number, today {VERSION}. {ALTERED}")
+            raise SwnetError(f"The plan's version is {shown(version)}; it should be a whole number, today {VERSION}. {ALTERED}")
         if version > VERSION:
             raise SwnetError(f"The plan has version {version}, this swcompile reads up to {VERSION}; install a newer swcompile.")
         unknown = sorted(document.keys() - KEYS)

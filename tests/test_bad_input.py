@@ -224,6 +224,28 @@ def test_a_model_that_is_none(given, what, tmp_path):
             call(given)
 
 
+def test_a_model_is_not_asked_for_its_class():
+    class Odd(nn.ReLU):
+        @property
+        def __class__(self):
+            raise ZeroDivisionError
+
+    with pytest.raises(SwnetError, match="Odd"):
+        swnet.transform(Odd(), torch.zeros(1, 3))
+
+
+def test_a_class_that_has_no_name():
+    class Meta(type):
+        def __getattribute__(cls, name):
+            raise ZeroDivisionError("no")
+
+    class Odd(nn.ReLU, metaclass=Meta):
+        pass
+
+    with pytest.raises(SwnetError, match=r"The class of the model cannot be asked for its name \(no\); take its metaclass away\."):
+        swnet.transform(Odd(), torch.zeros(1, 3))
+
+
 @pytest.mark.parametrize("given", ["plan.json", {}, None, nn.ReLU()])
 def test_a_plan_of_the_wrong_kind(given):
     with pytest.raises(SwnetError, match=rf"A {type(given).__name__} was given as the plan; make one with swnet\.plan\(model\)"):

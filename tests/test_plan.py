@@ -439,3 +439,11 @@ def test_options_outside_their_range_are_refused(options: dict[str, Any], says: 
     with pytest.raises(SwnetError) as caught:
         Options(**options)
     assert says in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["resample", "p", "block", "density", "head", "seed"])
+def test_messages_repeat_no_more_of_a_value_than_fits_a_line(name: str) -> None:
+    with pytest.raises(SwnetError, match=f"{name}='aaa") as caught:
+        Options(**{name: "a" * 100_000})  # type: ignore[arg-type]
+    assert len(str(caught.value)) < 200
+    assert len(message(altered(version="a" * 100_000))) < 300

@@ -333,6 +333,7 @@ CHANGES = {
     "negative": ({"example_inputs": [[[-1, 3], "float32"]]}, "example_inputs should be a whole number"),
     "huge": ({"example_inputs": [[[1, 3, 10**9, 10**9], "float32"]]}, "is not a size to try"),
     "dtype": ({"example_inputs": [[[1], "__import__('os')"]]}, "is not a dtype"),
+    "long dtype": ({"example_inputs": [[[1], "a" * 100_000]]}, r"'a{76}\.\.\. is not a dtype"),
     "aliases": ({"aliases": []}, "aliases should be an object of names"),
     "alias": ({"aliases": {"a": 1}}, "aliases should be an object of names"),
 }

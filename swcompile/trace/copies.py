@@ -53,7 +53,11 @@ def _deepcopy(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
     _detach_results(model, memo)
     try:
         with copying_fakes(lambda fake: fake):
-            return copy.deepcopy(model, memo)
+            made = copy.deepcopy(model, memo)
+        why = _strange(made) if isinstance(made, nn.Module) else f"a {type(made).__name__}"
+        if why is not None:
+            raise TypeError(f"its copy is no such module, {why}")
+        return made
     except Exception as error:
         raise SwnetError(
             f"{type(model).__name__} cannot be copied ({type(error).__name__}: {first_line(error)}); swcompile works on a copy. "
@@ -62,22 +66,26 @@ def _deepcopy(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
 
 
 def refuse_strange(model: nn.Module) -> None:
-    """Raise SwnetError for a model that does not tell its modules, parameters and buffers as every other one does."""
+    """Raise SwnetError for a model that does not tell what it holds as every other one does."""
+    why = _strange(model)
+    if why is not None:
+        raise SwnetError(
+            f"{type(model).__name__} does not tell which modules, parameters and buffers it has, and their mode ({why}). Call "
+            "super().__init__() first in its __init__, and leave named_modules, parameters and their like as nn.Module has them."
+        )
+
+
+def _strange(model: nn.Module) -> str | None:
     try:
         modules = [*model.modules(), *(module for _, module in model.named_modules(remove_duplicate=False))]
         tensors = [*model.parameters(), *model.buffers()]
         tensors += [tensor for _, tensor in (*model.named_parameters(), *model.named_buffers())]
-        sound = all(isinstance(module, nn.Module) for module in modules) and all(isinstance(one, torch.Tensor) for one in tensors)
-        why = "" if sound and model in modules else ", but other objects"
+        sound = model in modules and all(isinstance(module, nn.Module) and module.training in (0, 1) for module in modules)
+        return None if sound and all(isinstance(tensor, torch.Tensor) for tensor in tensors) else "but other objects"
     except Exception as error:
         if isinstance(error, RecursionError) and not _holds_itself(model):
             raise  # nested too deeply
-        why = f" ({type(error).__name__}: {first_line(error)})"
-    if why:
-        raise SwnetError(
-            f"{type(model).__name__} does not tell which modules, parameters and buffers it has{why}. Call super().__init__() "
-            "first in its __init__, and leave named_modules, parameters and their like as nn.Module has them."
-        )
+        return f"{type(error).__name__}: {first_line(error)}"
 
 
 def _detach_results(model: nn.Module, memo: dict[int, Any]) -> None:
@@ -116,6 +124,11 @@ def set_mode(module: nn.Module, training: bool) -> None:
         module.train(training)
     except NotImplementedError:
         module.training = training
+    except Exception as error:
+        raise SwnetError(
+            f"{type(module).__name__} cannot be put into {'train' if training else 'eval'} mode ({type(error).__name__}: "
+            f"{first_line(error)}), and both are traced. Leave train, eval and children as nn.Module has them, or make them work."
+        ) from error
 
 
 @contextmanager

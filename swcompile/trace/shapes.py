@@ -60,8 +60,16 @@ Example = tuple[Any, ...]
 
 def describe_inputs(inputs: object) -> Example:
     """Turn a user's example inputs (a tensor, or a tuple or list of arguments) into specs."""
-    arguments = tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,)
-    return tuple(map_in(argument, torch.Tensor, lambda tensor: Spec(tuple(tensor.shape), tensor.dtype)) for argument in arguments)
+    given = tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,)
+    return tuple(map_in(argument, torch.Tensor, _spec) for argument in given)
+
+
+def _spec(tensor: torch.Tensor) -> Spec:
+    if tensor.is_nested:
+        raise SwnetError(
+            "An example input is a nested tensor, which has no shape to trace with; give a plain one, padded if need be."
+        )
+    return Spec(tuple(tensor.shape), tensor.dtype)
 
 
 def shapes_of(example: Example) -> str:

@@ -120,7 +120,7 @@ def command_options(draw: Random, subject: Subject, sandbox: Sandbox) -> Attempt
         arguments += ["--out", out]
     for _ in range(draw.choice([1, 1, 2, 3])):
         arguments += _option(draw)
-    first = os.path.normpath(out).split(os.sep)[0] if out in ("deep/er/out", "./out", "out/", "../work/out", "out") else None
+    first = os.path.normpath(out).split(os.sep)[0] if out in ("deep/er/out", "./out", "out/", "../work/out", "out", "-") else None
     return Attempt(f"{subject.name}: {arguments!r:.300}", _command(arguments), out="out" if first == ".." else first)
 
 
@@ -160,9 +160,10 @@ def model_file(draw: Random, subject: Subject, sandbox: Sandbox) -> Attempt:
         act()
         if back:
             with contextlib.suppress(SwnetError):  # the mutated file may build another model each time
+                sys.argv = ["model.py"]  # whatever the mutated file has made of it
                 runpy.run_path("out/model.py")["build_model"]()
 
-    return Attempt(f"{told}: {' '.join(arguments)}", and_back, out="out" if command == "transform" else None)
+    return Attempt(f"{told}: {' '.join(arguments)}", and_back, out="out" if command == "transform" else None, foreign=back)
 
 
 FILE_NAMES = (

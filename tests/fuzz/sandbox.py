@@ -131,7 +131,7 @@ class Process:
         os.environ.clear()
         os.environ.update(self.environment)
         sys.setrecursionlimit(1000)
-        warnings.filters[:] = self.filters
+        warnings.filters[:] = self.filters  # type: ignore[index]  # it is a list
         torch.set_default_dtype(torch.float32)
         torch.set_default_device(None)
         torch.set_grad_enabled(True)

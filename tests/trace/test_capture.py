@@ -222,17 +222,27 @@ def test_an_exception_without_words() -> None:
 @pytest.mark.parametrize("answer", [None, 3, [3], ["xy"], [("x", 3)]])
 def test_a_model_that_does_not_tell_what_it_holds(name, answer) -> None:
     model = small(**{name: lambda self, *_, **__: answer})
-    with pytest.raises(SwnetError, match="Small does not tell which modules, parameters and buffers it has"):
+    with pytest.raises(SwnetError, match="Small does not tell which modules, parameters and buffers it has, and their mode"):
         trace(model, torch.zeros(2, 4))
 
 
 def test_a_model_that_was_not_initialised_or_holds_itself() -> None:
-    with pytest.raises(SwnetError, match=r"has \(AttributeError: .*\)\. Call super\(\)\.__init__\(\) first"):
+    with pytest.raises(SwnetError, match=r"mode \(AttributeError: .*\)\. Call super\(\)\.__init__\(\) first"):
         trace(small(__init__=lambda self: None), torch.zeros(2, 4))
+    model = small()
+    del model.__dict__["training"]
+    with pytest.raises(SwnetError, match=r"and their mode \(AttributeError: .*training"):
+        trace(model, torch.zeros(2, 4))
     model = small()
     model.second = model
     with pytest.raises(SwnetError, match=r"does not tell which modules.*RecursionError"):
         trace(model, torch.zeros(2, 4))
+
+
+@pytest.mark.parametrize("method", ["__setstate__", "__deepcopy__"])
+def test_a_copy_that_is_not_like_the_model(method) -> None:
+    with pytest.raises(SwnetError, match=r"Small cannot be copied .TypeError: its copy is no such module, "):
+        trace(small(**{method: lambda self, _: None}), torch.zeros(2, 4))
 
 
 def test_a_forward_that_does_not_say_what_it_takes() -> None:
@@ -256,6 +266,24 @@ def test_what_forward_takes_away_is_there_again() -> None:
     traced = trace(model, torch.zeros(2, 4))
     assert {"first.bias", "second.bias"} <= set(dict(traced.root.named_parameters()))
     assert [layer.name for layer in traced.graph.layers] == ["first", "second"]
+
+
+@pytest.mark.parametrize("name", ["train", "children", "named_children"])
+@pytest.mark.parametrize("answer", [None, lambda self, *_: [()], lambda self, *_: 3])
+def test_a_model_that_cannot_change_its_mode(name, answer) -> None:
+    if (name, answer) == ("train", answer) and answer is not None:
+        return  # which may give back anything
+    with pytest.raises(
+        SwnetError, match=r"Small cannot be put into train mode .*Leave train, eval and children as nn.Module has them"
+    ):
+        trace(small(**{name: answer}), torch.zeros(2, 4))
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_a_nested_tensor_is_no_example() -> None:
+    nested = torch.nested.nested_tensor([torch.zeros(4), torch.zeros(4)])
+    with pytest.raises(SwnetError, match="An example input is a nested tensor, which has no shape to trace with; give a plain one"):
+        trace(small(), nested)
 
 
 def test_torch_logs_no_traceback_of_what_becomes_an_error(caplog: pytest.LogCaptureFixture) -> None:
