@@ -16,12 +16,14 @@ from swcompile.trace.lines import is_users_file
 Buffers = dict[nn.Module, dict[str, torch.Tensor | None]]
 """The buffers of each module, by name."""
 _Containers = list[tuple[Any, Any]]
-_OWN = frozenset(vars(nn.Module()))
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+"""Where a module keeps its hooks."""
+_OWN = frozenset(vars(nn.Module())) - {*HOOKS}
 
 
 @contextmanager
 def attributes(root: nn.Module) -> Iterator[Buffers]:
-    """Leave the attributes and buffers of all modules as they were, and the dictionaries, lists and sets among them.
+    """Leave the attributes, hooks and buffers of all modules as they were, and the dictionaries, lists and sets among them.
 
     Yields the buffers.
     """
