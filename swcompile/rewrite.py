@@ -21,6 +21,7 @@ from swcompile.modules import MASKED, gather
 from swcompile.plan import LayerWiring, Plan
 from swcompile.trace import Traced
 from swcompile.trace.lines import WHERE
+from swcompile.trace.shapes import spec_of
 
 NEW = -1
 """Marks a channel that a layer's own norm has not seen before."""
@@ -97,9 +98,17 @@ def _by_line(graph: fx.Graph) -> dict[tuple[str, str], list[str]]:
 
 
 def _bypass(nodes: dict[str, fx.Node], name: str, kept: int) -> None:
-    """Replace a sum by one of its addends, for its readers and for taps of it."""
+    """Replace a sum by one of its addends, for its readers and for taps of it.
+
+    Raises SwnetError where the node joins maps otherwise than by adding them up, so that none of them can stand in for all.
+    """
     node = nodes[name]
-    nodes[name] = [source for source in node.all_input_nodes if source.op != "get_attr"][kept]
+    addends = [source for source in node.all_input_nodes if source.op != "get_attr"]
+    if kept >= len(addends) or spec_of(addends[kept]) != spec_of(node):
+        raise SwnetError(
+            f"skips='remove' cannot leave one map of those that {name} ({node.meta.get(WHERE, '')}) joins. Use skips='keep'."
+        )
+    nodes[name] = addends[kept]
     node.replace_all_uses_with(nodes[name])
 
 

@@ -79,8 +79,8 @@ def trace_structure(model: nn.Module, example_inputs: object = None, leaves: Ite
     with _bounded(model), _answering(model), caches():
         example = _example(model, example_inputs)
         mode = FakeTensorMode(allow_non_fake_inputs=True)
-        bare = skeleton(model, mode)
-        return _trace(Subject(bare, bare, mode, example, _paths(model, leaves)), example_inputs is None)
+        root = skeleton(model, mode)  # not the one that is run, for a forward may hang hooks on what is traced
+        return _trace(Subject(root, skeleton(root, mode), mode, example, _paths(model, leaves)), example_inputs is None)
 
 
 @contextmanager

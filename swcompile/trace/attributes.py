@@ -16,12 +16,14 @@ from swcompile.trace.lines import is_users_file
 Buffers = dict[nn.Module, dict[str, torch.Tensor | None]]
 """The buffers of each module, by name."""
 _Containers = list[tuple[Any, Any]]
-_OWN = frozenset(vars(nn.Module()))
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+"""Where a module keeps its hooks."""
+_OWN = frozenset(vars(nn.Module())) - {*HOOKS}
 
 
 @contextmanager
 def attributes(root: nn.Module) -> Iterator[Buffers]:
-    """Leave the attributes, parameters, buffers and submodules of all modules as they were, and containers among the attributes.
+    """Leave the attributes, hooks, parameters, buffers and submodules of all modules as they were, and containers among them.
 
     Yields the buffers.
     """

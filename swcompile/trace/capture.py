@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import fx, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from swcompile.errors import SwnetError
 from swcompile.trace.attributes import Buffers, attributes, caches
@@ -65,7 +65,7 @@ class Capture:
 
 @dataclass(frozen=True)
 class Subject:
-    """What is to be traced: a module that is ours to change, its twin of fake tensors (or itself), and the inputs.
+    """What is to be traced: a module that is ours to change, its twin of fake tensors, and the inputs.
 
     `leaves` are the paths of modules to leave alone.
     """
@@ -122,7 +122,7 @@ def _trace(subject: Subject) -> _Found:
     fixed = _fixed_arguments(root, subject.example)
     decide = {name: value for name, value in fixed.items() if value is None or isinstance(value, bool)}
     try:
-        found = _attempt(subject, LayerTracer(root, decide, subject.leaves), Steps())
+        found = _attempt(subject, LayerTracer(root, decide, subject.leaves, len(subject.example)), Steps())
         _try(subject, found)
         return found
     except SwnetError:
@@ -198,6 +198,10 @@ def _attempt(subject: Subject, tracer: LayerTracer, steps: Steps) -> _Found:
         _write_back(root, graph, buffers)
         fresh = [name for name in root.__dict__ if name not in had and isinstance(root.__dict__[name], torch.Tensor)]
         constants = {name: root.__dict__[name] for name in fresh}
+        if any(isinstance(constant, FakeTensor) for constant in constants.values()):
+            raise UntraceableError(
+                "it reads what a hook kept of another module; remove the hooks, or give a model that has not run"
+            )
     islands = tuple(Island(path, *why) for path, why in tracer.opaque.items())
     return graph, constants, replace(steps, islands=islands)
 

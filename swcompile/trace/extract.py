@@ -62,7 +62,9 @@ class _Extraction:
         self.values: dict[fx.Node, rules.Result] = {}
         self.order = {node: place for place, node in enumerate(graph.nodes)}
         self.sites: dict[str, int] = {}
-        self.layers = {node: call for node in graph.nodes if (call := layer_call(node, self.modules, _shape)) is not None}
+        self.buffers = {name for name, _ in root.named_buffers(remove_duplicate=False)}
+        calls = ((node, layer_call(node, self.modules, _shape)) for node in graph.nodes)
+        self.layers = {node: call for node, call in calls if call is not None and not self._blurs(call)}
         self.calls = Counter(id(self.modules[str(node.target)]) for node in graph.nodes if node.op == "call_module")
         self.layer_calls = Counter(call.path for call in self.layers.values())
         self.weights = _Weights(graph, root, self.layers)
@@ -111,6 +113,13 @@ class _Extraction:
         made = from_runs(runs, 0).ids
         assert made is not None
         return Value(made.reshape(known.ids.shape), known.axes)
+
+    def merge(self, name: str, values: Sequence[Value]) -> Value:
+        shape = values[0].ids.shape if values[0].ids is not None else ()
+        parts = [to_runs(value.ids) for value in values if value.ids is not None]
+        made = from_runs(self.build.produce(name, "sum", math.prod(shape), parts), 0).ids
+        assert made is not None
+        return Value(made.reshape(shape), values[0].axes)
 
     def _fitted(self, name: str, node: fx.Node, known: Value) -> Any:
         """Return a value's ids in the order of `known`, as an opaque producer where it has none that match."""
@@ -170,6 +179,11 @@ class _Extraction:
         made = rule(node, self)
         lost = isinstance(made, Value) and not made.known and not made.constant
         return self._opaque(node, module) if lost and any(self._known(source) for source in node.all_input_nodes) else made
+
+    def _blurs(self, call: LayerCall) -> bool:
+        """Whether a layer is none: a fixed filter of each channel by itself, as in front of a subsampling."""
+        source = spec_of(call.source)
+        return call.weight in self.buffers and source is not None and call.groups == source.shape[1]
 
     def _constant(self, node: fx.Node) -> bool:
         found = self.values.get(node)
@@ -257,6 +271,8 @@ class _Extraction:
         return path if visit == 0 else f"{path}@{visit}"
 
     def _refusal(self, call: LayerCall, value: Value, axis: int) -> str | None:
+        if call.weight in self.buffers:
+            return "a fixed filter: its weight is no parameter"
         if self.layer_calls[call.path] > 1:
             return "called at several sites, which would need different wirings"
         source = spec_of(call.source)

@@ -8,12 +8,17 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 from torch import fx, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from swcompile.trace import rules
-from swcompile.trace.shapes import follow_shapes, spec_of
+from swcompile.trace.attributes import attributes
+from swcompile.trace.copies import skeleton
+from swcompile.trace.shapes import fakes, follow_shapes, spec_of
+from swcompile.trace.valued import ValuedTracer
 from swcompile.trace.values import CONSTANT, Value, opaque
 
 DEPTH = 3
@@ -29,12 +34,25 @@ def look_inside(node: fx.Node, module: nn.Module | None, outside: rules.Context,
     inputs = [source for source in node.all_input_nodes if spec_of(source) is not None]
     if depth == 0 or not inputs or len(inputs) < len(node.all_input_nodes):
         return None
-    try:
-        graph = _trace(node, inputs, module)
-        follow_shapes(graph, module if module is not None else nn.Module(), [spec_of(source) for source in inputs])
+    for trace in (_trace, _trace_with_values):
+        with suppress(Exception):  # whatever a user's code raises on proxies only means that we cannot see through it
+            return _seen(trace, node, inputs, module, outside, depth)
+    return None
+
+
+def _seen(
+    trace: Callable[..., fx.Graph],
+    node: fx.Node,
+    inputs: list[fx.Node],
+    module: nn.Module | None,
+    outside: rules.Context,
+    depth: int,
+) -> Value | None:
+    owner = module if module is not None else nn.Module()
+    with attributes(owner):  # a trace leaves constants among them
+        graph = trace(node, inputs, module)
+        follow_shapes(graph, owner, [spec_of(source) for source in inputs])
         return _Inside(graph, module, [outside.value(source) for source in inputs], outside, depth).run()
-    except Exception:  # whatever a user's code raises on proxies only means that we cannot see through it
-        return None
 
 
 def _trace(node: fx.Node, inputs: list[fx.Node], module: nn.Module | None) -> fx.Graph:
@@ -51,6 +69,16 @@ def _trace(node: fx.Node, inputs: list[fx.Node], module: nn.Module | None) -> fx
         return function(*fx.map_arg(node.args, by_node.__getitem__), **fx.map_arg(node.kwargs, by_node.__getitem__))
 
     return fx.Tracer().trace((lambda a: call(a)) if len(inputs) == 1 else (lambda a, b: call(a, b)))  # fx reads the arity
+
+
+def _trace_with_values(node: fx.Node, inputs: list[fx.Node], module: nn.Module | None) -> fx.Graph:
+    """Trace a module of a user's whose code asks for sizes and types."""
+    if module is None or type(module).__module__.startswith("torch.") or list(node.args) != inputs or node.kwargs:
+        raise _NotSeenError
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    bare = skeleton(module, mode).eval()
+    given = fakes(tuple(map(spec_of, inputs)), mode)
+    return _in_eval_mode(module, lambda: ValuedTracer(module, bare, given, mode, {}).trace(module))
 
 
 def _in_eval_mode(root: nn.Module, trace: Callable[[], fx.Graph]) -> fx.Graph:
@@ -118,6 +146,9 @@ class _Inside:
         raise _NotSeenError
 
     def concatenate(self, node: fx.Node, parts: Sequence[fx.Node], axis: int) -> Value:
+        raise _NotSeenError
+
+    def merge(self, name: str, values: Sequence[Value]) -> Value:
         raise _NotSeenError
 
     def consume(self, value: Value) -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import is_dataclass
 from typing import Any
 
 import torch
 from torch import fx, nn
 from torch._guards import detect_fake_mode
 from torch._subclasses.fake_tensor import FakeTensor
+from torch.fx.immutable_collections import immutable_dict, immutable_list
 from torch.utils._python_dispatch import _disable_current_modes
 
 from swcompile.trace.copies import copying_fakes
@@ -18,9 +20,9 @@ from swcompile.trace.random_state import random_state
 
 def thawed(value: Any) -> Any:
     """Return arguments as user code expects them: fx keeps lists and dictionaries that refuse to be changed."""
-    if isinstance(value, list):
+    if type(value) in (list, immutable_list):
         return [thawed(item) for item in value]
-    if isinstance(value, dict):
+    if type(value) in (dict, immutable_dict):
         return {key: thawed(item) for key, item in value.items()}
     if type(value) is tuple:
         return tuple(thawed(item) for item in value)
@@ -36,6 +38,8 @@ def map_in(value: Any, kind: type, function: Callable[[Any], Any]) -> Any:
     if isinstance(value, tuple | list):
         return type(value)([map_in(item, kind, function) for item in value])
     if isinstance(value, dict):
+        if is_dataclass(value):  # an output class that lets nobody update it
+            return type(value)(**{key: map_in(item, kind, function) for key, item in value.items()})
         made = copy.copy(value)
         made.update({key: map_in(item, kind, function) for key, item in value.items()})
         return made

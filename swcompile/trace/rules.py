@@ -16,6 +16,7 @@ from torch import fx, nn
 from torch._ops import OpOverload
 from torch.nn import functional
 
+from swcompile.trace.layers import FUNCTIONS
 from swcompile.trace.names import name_of
 from swcompile.trace.shapes import SHAPE, Spec, spec_of
 from swcompile.trace.values import CONSTANT, Value, opaque, permute, reshape
@@ -35,6 +36,9 @@ class Context(Protocol):
     def concatenate(self, node: fx.Node, parts: Sequence[fx.Node], axis: int) -> Value:
         """Return the values of the parts of a concatenation one after another along `axis`."""
 
+    def merge(self, name: str, values: Sequence[Value]) -> Value:
+        """Return known values of the same channel axes added up: each channel has the origins of all."""
+
     def consume(self, value: Value) -> None:
         """Note that something other than a layer reads the value."""
 
@@ -46,8 +50,8 @@ ELEMENTWISE = (
     "softsign logsigmoid threshold tanhshrink hardshrink softshrink softmin softmax log_softmax dropout dropout1d dropout2d "
     "dropout3d alpha_dropout feature_alpha_dropout feature_dropout clamp clip clamp_min clamp_max neg abs sqrt rsqrt square exp "
     "log log1p sin cos erf sign round floor ceil reciprocal contiguous clone detach to type type_as float half double bfloat16 "
-    "cuda cpu normalize batch_norm layer_norm group_norm instance_norm rms_norm local_response_norm expand expand_as "
-    "masked_fill requires_grad_ nan_to_num"
+    "cuda cpu normalize batch_norm layer_norm group_norm instance_norm rms_norm local_response_norm masked_fill requires_grad_ "
+    "nan_to_num isnan isfinite isinf logical_not"
 ).split()
 POOLING = (
     "max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d lp_pool1d lp_pool2d lp_pool3d adaptive_avg_pool1d "
@@ -56,10 +60,17 @@ POOLING = (
 ).split()
 RESHAPES = "view reshape flatten unflatten squeeze unsqueeze view_as reshape_as ravel".split()
 PERMUTES = "permute transpose swapaxes swapdims movedim moveaxis t".split()
-REDUCTIONS = "mean sum amax amin std var".split()
+EXPANSIONS = "expand expand_as broadcast_to repeat tile".split()
+REDUCTIONS = "mean sum amax amin std var norm logsumexp prod".split()
 SPLITS = "chunk split tensor_split unbind".split()
-SUMS = "add sub rsub maximum minimum max min where lerp".split()
-PRODUCTS = "mul multiply div divide true_divide truediv".split()
+SUMS = (
+    "add sub rsub maximum minimum max min where lerp addcmul addcdiv gt lt ge le eq ne greater less greater_equal less_equal "
+    "not_equal logical_and logical_or logical_xor"
+).split()
+PRODUCTS = "mul multiply div divide true_divide truediv pow float_power".split()
+REORDERINGS = "roll flip index_select".split()
+MAX_MERGED = 64
+"""Values that would be merged out of more channels than this become opaque."""
 
 NORM_MODULES = (
     nn.modules.batchnorm._NormBase,
@@ -115,8 +126,18 @@ def _holds_tensor(value: Any) -> bool:
 
 def same(node: fx.Node, context: Context) -> Result:
     """Carry channels through an operation that works on each channel by itself."""
-    value = context.value(source(node))
-    return value if _sizes_match(value, spec_of(node)) else opaque(value)
+    value, old, new = context.value(source(node)), spec_of(source(node)), spec_of(node)
+    kept = old is not None and new is not None and len(old.shape) == len(new.shape)
+    return value if kept and _sizes_match(value, new) else opaque(value)
+
+
+def expanded(node: fx.Node, context: Context) -> Result:
+    """Carry channels through repetition along other axes, new ones in front included."""
+    value, old, new = context.value(source(node)), spec_of(source(node)), spec_of(node)
+    if value.ids is None or old is None or new is None:
+        return opaque(value)
+    moved = Value(value.ids, tuple(axis + len(new.shape) - len(old.shape) for axis in value.axes))
+    return moved if _sizes_match(moved, new) else opaque(value)
 
 
 def _sizes_match(value: Value, spec: Spec | None) -> bool:
@@ -174,13 +195,33 @@ def reduced(node: fx.Node, context: Context) -> Result:
     value, old, new = context.value(source(node)), spec_of(source(node)), spec_of(node)
     if old is None or new is None or value.ids is None:
         return opaque(value)
-    dims = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else None)
+    place = 2 if name_of(node.target) == "norm" else 1  # whose first argument is the power
+    dims = node.kwargs.get("dim", node.args[place] if len(node.args) > place else None)
     gone = {int(axis) % len(old.shape) for axis in _flat((dims,)) if isinstance(axis, int) and not isinstance(axis, bool)}
-    if not gone or gone & set(value.axes):
+    among = gone & set(value.axes)
+    if not gone or among == set(value.axes):
         return opaque(value)
+    if among:
+        value = _merged(node, value, among, context)
     if len(new.shape) == len(old.shape):
         return value
     return Value(value.ids, tuple(axis - sum(other < axis for other in gone) for axis in value.axes))
+
+
+def _merged(node: fx.Node, value: Value, gone: set[int], context: Context) -> Value:
+    """Return what is left of a value with several channel axes when those of `gone` are added up."""
+    assert value.ids is not None
+    places = [place for place, axis in enumerate(value.axes) if axis in gone]
+    axes = tuple(axis for axis in value.axes if axis not in gone)
+    slices = np.moveaxis(value.ids, places, range(len(places))).reshape(-1, *(value.ids.shape[value.axes.index(a)] for a in axes))
+    distinct = np.unique(slices, axis=0)
+    if len(distinct) > MAX_MERGED:
+        return opaque(value)
+    return _merge(node, [Value(ids, axes) for ids in distinct], context)
+
+
+def _merge(node: fx.Node, values: list[Value], context: Context) -> Value:
+    return values[0] if len(values) == 1 else context.merge(node.name, values)
 
 
 def concatenated(node: fx.Node, context: Context) -> Result:
@@ -205,6 +246,100 @@ def joined(node: fx.Node) -> tuple[Sequence[fx.Node], int]:
     dim = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else 0)
     known = spec is not None and isinstance(dim, int) and all(spec_of(part) is not None for part in parts)
     return parts, dim % len(spec.shape) if known and spec is not None and isinstance(dim, int) else -1
+
+
+def stacked(node: fx.Node, context: Context) -> Result:
+    """Carry channels through `stack`: where the parts have other channels, the new axis is a channel axis, too."""
+    parts, axis = joined(node)
+    values = [context.value(part) for part in parts if not context.value(part).constant]
+    if axis < 0 or any(value.ids is None or value.axes != values[0].axes for value in values):
+        return opaque(*map(context.value, parts))
+    axes = tuple(place + (place >= axis) for place in values[0].axes)
+    if all(_equal(value, values[0]) for value in values):
+        return Value(values[0].ids, axes)
+    if len(values) < len(parts):
+        return opaque(*values)
+    both = tuple(sorted((*axes, axis)))
+    return Value(np.stack([value.ids for value in values if value.ids is not None], both.index(axis)), both)
+
+
+def reordered(node: fx.Node, context: Context) -> Result:
+    """Carry channels through roll and flip, and through index_select along another axis."""
+    value, spec = context.value(source(node)), spec_of(node)
+    name, given = name_of(node.target), [*node.args[1:], *(value for key, value in node.kwargs.items() if key != "input")]
+    if value.ids is None or spec is None:
+        return opaque(value)
+    if name == "index_select":
+        return value if isinstance(given[0], int) and given[0] % len(spec.shape) not in value.axes else opaque(value)
+    dims = [axis % len(spec.shape) for axis in _flat(given if name == "flip" else given[1:]) if isinstance(axis, int)]
+    if name == "flip":
+        return Value(np.flip(value.ids, tuple(value.axes.index(axis) for axis in dims if axis in value.axes)), value.axes)
+    shifts = list(_flat(given[:1]))
+    if len(given) < 2 or len(shifts) != len(dims) or not set(dims).isdisjoint(value.axes):
+        return opaque(value)
+    return value
+
+
+def gated_halves(node: fx.Node, context: Context) -> Result:
+    """Carry channels through glu: a channel of one half times a gate, the same channel of the other."""
+    return _halves(node, node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else -1), context)
+
+
+def _halves(node: fx.Node, dim: Any, context: Context) -> Value:
+    value, old = context.value(source(node)), spec_of(source(node))
+    if value.ids is None or old is None or not isinstance(dim, int):
+        return opaque(value)
+    axis = dim % len(old.shape)
+    if axis not in value.axes:
+        return value
+    halves = np.split(value.ids, 2, value.axes.index(axis))
+    return _merge(node, [Value(ids, value.axes) for ids in halves], context)
+
+
+def sampled(node: fx.Node, context: Context) -> Result:
+    """Carry channels through grid_sample: where the samples are taken is read like a gate."""
+    for place in node.all_input_nodes[1:]:
+        context.consume(context.value(place))
+    return same(node, context)
+
+
+def shuffled(node: fx.Node, context: Context) -> Result:
+    """Carry channels through channel_shuffle."""
+    groups = node.kwargs.get("groups", node.args[1] if len(node.args) > 1 else None)
+    return _shuffle(context.value(source(node)), groups)
+
+
+def _shuffle(value: Value, groups: Any) -> Value:
+    if value.ids is None or value.axes != (1,) or not isinstance(groups, int):
+        return opaque(value)
+    return Value(value.ids.reshape(groups, -1).T.reshape(-1), value.axes)
+
+
+def unshuffled(node: fx.Node, context: Context) -> Result:
+    """Carry channels through pixel_unshuffle: each becomes one channel per pixel of a tile."""
+    value, old, new = context.value(source(node)), spec_of(source(node)), spec_of(node)
+    if value.ids is None or value.axes != (1,) or old is None or new is None or len(old.shape) != 4:
+        return opaque(value)
+    return Value(value.ids.repeat(new.shape[1] // old.shape[1]), value.axes)
+
+
+def pixels(node: fx.Node, context: Context) -> Result:
+    """Carry channels through pixel_shuffle: each is woven of one channel per pixel of a tile."""
+    value, old, new = context.value(source(node)), spec_of(source(node)), spec_of(node)
+    if value.ids is None or value.axes != (1,) or old is None or new is None or len(old.shape) != 4:
+        return opaque(value)
+    tile = old.shape[1] // new.shape[1]
+    if tile > MAX_MERGED:
+        return opaque(value)
+    return _merge(node, [Value(ids, value.axes) for ids in value.ids.reshape(-1, tile).T], context)
+
+
+def filtered(node: fx.Node, context: Context) -> Result:
+    """Carry channels through a convolution with a constant that filters each channel by itself, such as a blur."""
+    given: dict[str, Any] = {**dict(zip(FUNCTIONS[node.target], node.args, strict=False)), **node.kwargs}
+    value, old, new = context.value(given.get("input")), spec_of(given["input"]), spec_of(node)
+    each = old is not None and new is not None and given.get("groups") == old.shape[1] == new.shape[1]
+    return value if each and value.axes == (1,) and context.value(given.get("weight")).constant else opaque(value)
 
 
 def split(node: fx.Node, context: Context) -> Result:
@@ -261,6 +396,7 @@ def item(node: fx.Node, context: Context) -> Result:
         entries[place : place + 1] = [slice(None)] * missing
     axis = 0
     moved: dict[int, int] = {}
+    taken: list[int] = []
     out = 0
     ids = value.ids
     for entry in entries:
@@ -275,14 +411,19 @@ def item(node: fx.Node, context: Context) -> Result:
                 ids = ids[(slice(None),) * where + (entry,)]
             moved[axis] = out
             out += 1
-        elif isinstance(entry, int) and axis not in value.axes:
-            pass
+        elif isinstance(entry, int) and not isinstance(entry, bool):
+            if axis in value.axes:
+                ids = ids.take([entry], axis=value.axes.index(axis))
+                taken.append(axis)
         else:
             return opaque(value)
         axis += 1
+    if set(taken) == set(value.axes):
+        return opaque(value)
     for rest in range(axis, len(spec.shape)):
         moved[rest] = out + rest - axis
-    return Value(ids, tuple(moved[axis] for axis in value.axes))
+    left = tuple(moved[axis] for axis in value.axes if axis not in taken)
+    return Value(ids.squeeze(tuple(value.axes.index(axis) for axis in taken)), left)
 
 
 def attribute(node: fx.Node, context: Context) -> Result:
@@ -381,10 +522,18 @@ def _table(names: Iterable[str], rule: Rule) -> dict[object, Rule]:
 RULES: dict[object, Rule] = {
     **_table(ELEMENTWISE, same),
     **_table(POOLING, same),
+    **_table(EXPANSIONS, expanded),
     **_table(RESHAPES, reshaped),
     **_table(PERMUTES, permuted),
     **_table(REDUCTIONS, reduced),
     **_table(["cat", "concat", "concatenate"], concatenated),
+    **_table(["stack"], stacked),
+    **_table(REORDERINGS, reordered),
+    **_table(["glu"], gated_halves),
+    **_table(["grid_sample"], sampled),
+    **_table(["channel_shuffle"], shuffled),
+    **_table(["pixel_unshuffle"], unshuffled),
+    **_table(["pixel_shuffle"], pixels),
     **_table(SPLITS, split),
     **_table(["narrow"], narrowed),
     **_table(SUMS, summed),
@@ -394,6 +543,7 @@ RULES: dict[object, Rule] = {
     operator.getitem: item,
     getattr: attribute,
     operator.neg: same,
+    **{function: filtered for function, order in FUNCTIONS.items() if "stride" in order},
 }
 """From a function, or the name of a tensor method, to its rule."""
 
@@ -417,7 +567,11 @@ def module_rule(module: nn.Module) -> Rule | None:
         return same
     if isinstance(module, nn.Flatten | nn.Unflatten):
         return reshaped
-    return None
+    if isinstance(module, nn.ChannelShuffle):
+        return lambda node, context: _shuffle(context.value(source(node)), module.groups)
+    if isinstance(module, nn.GLU):
+        return lambda node, context: _halves(node, module.dim, context)
+    return {nn.PixelShuffle: pixels, nn.PixelUnshuffle: unshuffled}.get(type(module))
 
 
 CHAIN_FUNCTIONS = frozenset(

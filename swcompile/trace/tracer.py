@@ -32,6 +32,7 @@ from torch.amp.autocast_mode import _enter_autocast, _exit_autocast
 from torch.fx import _symbolic_trace
 from torch.utils.checkpoint import CheckpointFunction
 
+from swcompile.trace.attributes import HOOKS
 from swcompile.trace.layers import LAYER_TYPES, LEFT, modules_with_layers
 from swcompile.trace.lines import WHERE, is_users, user_line
 from swcompile.trace.purify import PURE_OPERATORS, WRITES
@@ -144,19 +145,25 @@ class LayerTracer(fx.Tracer):
     Everything else stays a call: fewer models fail to trace, norms keep their buffers, and modules go on following `.train()`.
     `fixed` are arguments that keep their value: control flow may ask for it, and the graph refuses another. `leaves` are paths of
     modules to leave alone whatever lies inside. `opaque` collects modules with layers that stayed calls, with the reason and the
-    line of the call.
+    line of the call. `count` is how many arguments the example has; what it leaves out is left out, for a decorator may add it.
     """
 
     proxy_buffer_attributes = True
 
     def __init__(
-        self, root: nn.Module, fixed: Mapping[str, Any] = MappingProxyType({}), leaves: frozenset[str] = frozenset()
+        self,
+        root: nn.Module,
+        fixed: Mapping[str, Any] = MappingProxyType({}),
+        leaves: frozenset[str] = frozenset(),
+        count: int = 1,
     ) -> None:
         super().__init__()
         self._fixed = fixed
+        self._count = count
         self.opaque: dict[str, tuple[str, str]] = {}
         self._leaves = leaves
         self._holders = modules_with_layers(root)
+        self._hooked = {module for module in root.modules() if any(getattr(module, name) for name in HOOKS)}
         self._names = {id(tensor): name for name, tensor in (*root.named_parameters(), *root.named_buffers())}
         self._attributes: dict[str, Any] = {}
         self._made: list[fx.Node] = []
@@ -179,15 +186,47 @@ class LayerTracer(fx.Tracer):
     def create_args_for_root(
         self, root_fn: Callable[..., Any], is_module: bool, concrete_args: dict[str, Any] | tuple[Any, ...] | None = None
     ) -> tuple[Any, list[Any]]:
-        function, args = super().create_args_for_root(root_fn, is_module)
-        for place, node in enumerate([node for node in self.graph.nodes if node.op == "placeholder"], int(is_module)):
-            args[place] = self.given(node)
-            if node.target in self._fixed:
-                args[place] = value = self._fixed[node.target]
-                holds = self._node("call_function", operator.is_ if value is None else operator.eq, (node, value), {})
-                says = f"{node.target} was traced as {value!r} and cannot be anything else; give the value to be traced with"
-                self._node("call_function", torch._assert, (holds, says), {})
-        return function, args
+        """Return a call of the root's forward as the user would call it; fx calls what decorates one as if that were it."""
+        forward: Any = self.root.forward if is_module else root_fn
+        types = getattr(inspect.unwrap(forward), "__annotations__", {})
+        places = list(inspect.signature(forward).parameters.values())
+        nodes = [self._placeholder(place, types) for place in sorted(places, key=lambda place: _RANKS.get(place.kind, 0))]
+        values = {str(node.target).lstrip("*"): self._held(node) for node in nodes}
+        positional: list[Any] = []
+        named: dict[str, Any] = {}
+        for number, place in enumerate(places):
+            if place.kind is place.VAR_POSITIONAL:
+                positional += self._further(values[place.name], self._count - number)
+            elif place.kind is place.POSITIONAL_ONLY or (number < self._count and place.kind is place.POSITIONAL_OR_KEYWORD):
+                positional.append(values[place.name])
+            elif place.kind is not place.VAR_KEYWORD and place.name not in self._fixed:
+                named[place.name] = values[place.name]
+        return lambda *_: forward(*positional, **named), [self.root]
+
+    def _placeholder(self, place: inspect.Parameter, types: Mapping[str, Any]) -> fx.Node:
+        stars = "*" if place.kind is place.VAR_POSITIONAL else "**" if place.kind is place.VAR_KEYWORD else ""
+        default = () if place.default is place.empty else (place.default,)
+        return self._node("placeholder", stars + place.name, default, {}, None, None if stars else types.get(place.name))
+
+    def _held(self, node: fx.Node) -> Any:
+        """Return what forward gets for an input; where that is fixed, the graph is made to refuse anything else."""
+        name = str(node.target)
+        if name.startswith("**"):
+            self._refuse(operator.not_, (node,), f"{name} were traced as none, and there can be no others")
+        elif name in self._fixed:
+            value = self._fixed[name]
+            says = f"{name} was traced as {value!r} and cannot be anything else; give the value to be traced with"
+            self._refuse(operator.is_ if value is None else operator.eq, (node, value), says)
+            return value
+        return self.given(node)
+
+    def _refuse(self, unless: Callable[..., Any], args: tuple[Any, ...], says: str) -> None:
+        holds = self._node("call_function", unless, args, {})
+        self._node("call_function", torch._assert, (holds, says), {})
+
+    def _further(self, value: Any, count: int) -> list[Any]:
+        """Return the arguments that are bound to *args."""
+        return list(value) if isinstance(value, tuple) else [value[place] for place in range(count)]
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return Proxy(node, self)
@@ -215,7 +254,7 @@ class LayerTracer(fx.Tracer):
     def _reason_to_stay(self, module: nn.Module, path: str) -> str | None:
         if path in self._leaves:
             return "named as a leaf"
-        if any(getattr(module, name) for name in _HOOKS):
+        if module in self._hooked:
             return "it has hooks"
         if isinstance(module, torch.jit.ScriptModule):
             return "it is a TorchScript module"
@@ -369,8 +408,9 @@ def _is_tensor(value: Any) -> bool:
     return value.is_a(torch.Tensor) if isinstance(value, Proxy) and is_users(sys._getframe(1)) else isinstance(value, torch.Tensor)
 
 
+_RANKS: dict[Any, int] = {inspect.Parameter.KEYWORD_ONLY: 1, inspect.Parameter.VAR_POSITIONAL: 2, inspect.Parameter.VAR_KEYWORD: 3}
+"""How fx orders the inputs of a graph."""
 _APPLY: Any = torch.autograd.Function.__dict__["apply"]
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 @contextmanager

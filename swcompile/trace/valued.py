@@ -160,7 +160,7 @@ class ValuedTracer(LayerTracer):
         fixed: Mapping[str, Any],
         leaves: frozenset[str] = frozenset(),
     ) -> None:
-        super().__init__(root, fixed, leaves)
+        super().__init__(root, fixed, leaves, len(inputs))
         self._bare = bare
         self._inputs = iter(inputs)
         self._mode = mode
@@ -243,8 +243,6 @@ class ValuedTracer(LayerTracer):
         proxy_factory_fn: Callable[[fx.Node], fx.Proxy] | None = None,
     ) -> Any:
         node = self.create_node(kind, target, self.create_arg(args), self.create_arg(kwargs), name, type_expr)
-        if kind == "placeholder":  # fx must see one proxy each, or it makes a graph of flattened inputs
-            return self.proxy(node)
         return self._wrap(node, self._values[node])
 
     def given(self, node: fx.Node) -> Any:

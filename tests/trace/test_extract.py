@@ -363,3 +363,104 @@ def test_taps_of_a_concatenation_without_origin_read_its_parts(seed: int) -> Non
     rewired = swnet.transform(net, x, p=0.5, block=4, dead="allow", seed=seed)
     assert rewired(x).shape == net(x).shape
     assert {tap.feature for layer in rewired.swcompile.plan.layers for tap in layer.taps} >= {"cat"}
+
+
+class Wrapping(nn.Module):
+    """An operation of the test's between two layers."""
+
+    def __init__(self, operation: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.operation = operation
+        self.stem, self.reader = nn.Conv2d(3, 8, 1), nn.LazyConv2d(4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.reader(self.operation(self.stem(x)))
+
+
+class Asking(nn.Module):
+    """Asks for sizes, so that plain fx cannot look inside."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x if len(x) == 0 else x.flip(1)
+
+
+BLUR = torch.ones(8, 1, 3, 3)
+OPERATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "stack": lambda x: torch.stack([x[:, :4], x[:, 4:]], 1).sum(1),
+    "stack and flatten": lambda x: torch.stack([x[:, :4], x[:, 4:]], 2).flatten(1, 2),
+    "stack the same": lambda x: torch.stack([x, -x, x**2], 0).mean(0),
+    "one of several channel axes": lambda x: x.reshape(len(x), 2, 4, 8, 8).mean(1),
+    "the other of several": lambda x: x.reshape(len(x), 2, 4, 8, 8).amax(2),
+    "gates of halves": lambda x: F.glu(x, 1),
+    "gates of width": lambda x: F.glu(x, 3),
+    "a module's gates of halves": nn.GLU(1),
+    "roll": lambda x: torch.roll(x, (1, 2), (2, 3)),
+    "flip": lambda x: x.flip(1, 3),
+    "flip by a list": lambda x: torch.flip(x, [1]),
+    "select rows": lambda x: torch.index_select(x, 2, torch.tensor([1, 0])),
+    "new axes in front": lambda x: x.expand(8, *x.shape)[0],
+    "repeat": lambda x: x.repeat(1, 1, 2, 1),
+    "compare": lambda x: torch.where(x > 0, x, 0.1 * x),
+    "add a product": lambda x: torch.addcmul(x, x, x.mean((2, 3), keepdim=True)),
+    "response norm": lambda x: x * x.norm(2, (2, 3), keepdim=True),
+    "sample": lambda x: F.grid_sample(x, torch.zeros(len(x), 4, 4, 2), align_corners=False),
+    "channel shuffle": lambda x: F.channel_shuffle(x, 4),
+    "a module's channel shuffle": nn.ChannelShuffle(2),
+    "pixel shuffle": lambda x: F.pixel_shuffle(x, 2),
+    "pixel unshuffle": lambda x: F.pixel_unshuffle(x, 2),
+    "a module's pixel shuffle": nn.PixelShuffle(2),
+    "a module's pixel unshuffle": nn.PixelUnshuffle(2),
+    "blur": lambda x: F.conv2d(x, BLUR, padding=1, groups=8),
+    "pick one of a stack": lambda x: torch.stack([x[:, :4], x[:, 4:]], 1)[:, 1],
+    "what a module asks for": Asking(),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Lazy modules:UserWarning")
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_channels_depend_on_just_those_that_they_are_followed_to(name: str) -> None:
+    torch.manual_seed(0)
+    net, x = Wrapping(OPERATIONS[name]), torch.randn(2, 8, 8, 8)
+    net(torch.randn(2, 3, 8, 8))
+    graph = trace(net, torch.randn(2, 3, 8, 8)).graph
+    reader = graph.layer_by_name["reader"]
+    stem = graph.layer_by_name["stem"].producer
+    runs = graph.origins(graph.feature_by_name[reader.feature].runs)
+    assert {run.producer for run in runs} == {stem}, graph.opaque
+    found = {(slot, run.first + (slot - run.start) * run.step) for run in runs for slot in range(run.start, run.stop)}
+    wanted = set()
+    for channel in range(8):
+        other = x.clone()
+        other[:, channel] = torch.randn(2, 8, 8)
+        differs = (net.operation(other) != net.operation(x)).transpose(0, 1).flatten(1).any(1)
+        wanted |= {(slot, channel) for slot in differs.nonzero()[:, 0].tolist()}
+    assert found == wanted
+
+
+def test_a_sum_over_slices_can_not_be_bypassed() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 16, 1), nn.GLU(1), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 1))
+    with pytest.raises(swnet.SwnetError, match=r"skips='remove' cannot leave one map .* Use skips='keep'"):
+        swnet.transform(net, torch.randn(2, 3, 8, 8), p=0.3, wiring="kernel", skips="remove")
+
+
+class Fixed(nn.Module):
+    """Filters with constants: each channel by itself, and across channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 1)
+        self.register_buffer("blur", torch.ones(8, 1, 3, 3))
+        self.register_buffer("mix", torch.randn(8, 8, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.c(F.conv2d(self.b(F.conv2d(self.a(x), self.blur, padding=1, groups=8)), self.mix))
+
+
+def test_fixed_filters_are_no_layers_to_rewire() -> None:
+    graph = trace(Fixed(), torch.randn(2, 3, 8, 8)).graph
+    assert {layer.name: layer.refused for layer in graph.layers} == {
+        "a": None,
+        "b": None,
+        "mix": "a fixed filter: its weight is no parameter",
+        "c": None,
+    }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import random
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable
@@ -494,3 +495,89 @@ class Inputs(nn.Module):
 def test_inputs_of_any_kind(take: Callable[..., Tensor], inputs: tuple[Any, ...]) -> None:
     net = Inputs(take)
     assert torch.equal(swnet.transform(net, inputs, p=0.0)(*inputs), net(*inputs))
+
+
+class Kept(nn.Module):
+    """Hangs a hook on its first layer as it runs for the first time, and reads what the hook has kept."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU()), nn.Conv2d(8, 8, 1)
+        self.kept: list[Tensor] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.a._forward_hooks and x.shape[0] > 0:
+            self.a.register_forward_hook(lambda module, inputs, output: self.kept.append(output))
+        y = self.b(self.a(x))
+        return y + self.kept.pop()
+
+
+def test_hooks_that_the_forward_itself_hangs_on_are_followed() -> None:
+    net = Kept()
+    rewired = swnet.transform(net, X, p=0.0)
+    assert [layer.name for layer in trace(net, X).graph.layers] == ["a.0", "b"]
+    assert not net.a._forward_hooks
+    assert torch.equal(rewired(X), net(X))
+    with pytest.raises(swnet.SwnetError, match="pop from empty list"):  # a hook that was there before stays a secret of its module
+        trace(net, X)
+
+
+def decorated(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """Add an argument unless it is given, as output classes of some libraries are chosen."""
+
+    @functools.wraps(forward)
+    def wrapper(self: Any, *args: Any, **kwargs: Any) -> Any:
+        flag = kwargs.pop("flag", None)
+        return forward(self, *args, **kwargs, flag=bool(flag))
+
+    return wrapper
+
+
+@dataclasses.dataclass
+class Fixed(OrderedDict[str, Any]):
+    """An output class that is a dictionary, and lets nobody update it."""
+
+    logits: Tensor | None = None
+    maps: tuple[Tensor, ...] | None = None
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            if getattr(self, field.name) is not None:
+                super().__setitem__(field.name, getattr(self, field.name))
+
+    def update(self, *args: Any, **kwargs: Any) -> None:
+        raise TypeError
+
+
+class Decorated(nn.Module):
+    """Has a decorated forward, an output class of its own, and a part that stays a call and returns one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.part, self.b = nn.Conv2d(3, 8, 1), Part(), nn.Conv2d(8, 8, 1)
+
+    @decorated
+    def forward(self, x: Tensor, mask: Tensor | None = None, flag: bool | None = None, **more: Any) -> Fixed:
+        y = self.part(self.a(x if mask is None else x * mask)).logits
+        return Fixed(self.b(y), (y, -y) if flag else (y,))
+
+
+class Part(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(8, 8, 1)
+
+    def forward(self, x: Tensor) -> Fixed:
+        y = self.conv(x)
+        return Fixed(y if y.mean() > 0 else -y)
+
+
+def test_a_decorated_forward_is_called_as_the_user_calls_it() -> None:
+    net = Decorated()
+    rewired = swnet.transform(net, X, p=0.0)
+    ours, theirs = rewired(X), net(X)
+    assert type(ours) is type(theirs)
+    assert ours.keys() == theirs.keys()
+    assert torch.equal(ours.logits, theirs.logits)
+    with pytest.raises(AssertionError, match="can be no others"):
+        rewired(X, other=1)
