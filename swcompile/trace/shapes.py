@@ -166,7 +166,7 @@ def _smallest_map(model: nn.Module, example: Example, mode: FakeTensorMode) -> i
     convolutions = [module for module in model.modules() if isinstance(module, LAYER_TYPES) and not isinstance(module, nn.Linear)]
     handles = [module.register_forward_hook(watch) for module in convolutions]
     try:
-        with _quiet(), mode, torch.no_grad():
+        with quiet(), mode, torch.no_grad():
             model(*fakes(example, mode))
     except (DataDependentOutputException, DynamicOutputShapeException):
         if len(sides) == 1:  # it decides by values before any layer has accepted the input
@@ -178,8 +178,8 @@ def _smallest_map(model: nn.Module, example: Example, mode: FakeTensorMode) -> i
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep torch from logging a traceback for each size that does not fit; the caller gets the exception."""
+def quiet() -> Iterator[None]:
+    """Keep torch from logging a traceback for each operation that fails on fake tensors; the caller gets the exception."""
     logger = logging.getLogger("torch._subclasses.fake_tensor")
     before = logger.disabled
     logger.disabled = True
@@ -236,7 +236,7 @@ def _versions(value: Any) -> list[int]:
 
 def run_once(graph: fx.Graph, root: nn.Module, example: Example, mode: FakeTensorMode) -> None:
     """Run a graph on fake tensors; whatever its code raises comes through."""
-    with _quiet(), random_state(), mode, torch.no_grad():
+    with quiet(), random_state(), mode, torch.no_grad():
         _FakeRun(fx.GraphModule(root, graph)).run(*fakes(example, mode))
 
 
@@ -247,7 +247,7 @@ def observe_memory(graph: fx.Graph, root: nn.Module, example: Example, mode: Fak
     Where the graph does not run on the example, nothing is written; `propagate` will say why.
     """
     try:
-        with _quiet(), mode, torch.no_grad():
+        with quiet(), mode, torch.no_grad():
             run = _MemoryProp(fx.GraphModule(root, graph), garbage_collect_values=False)
             run.mode = "train" if root.training else "eval"
             run.run(*fakes(example, mode))
@@ -263,7 +263,7 @@ def follow_shapes(graph: fx.Graph, root: nn.Module, specs: Sequence[Spec | None]
     The tensors of `root` may be real, or fake already: then their own mode goes on, since two cannot meet.
     """
     mode = detect_fake_mode([*root.parameters(), *root.buffers()]) or FakeTensorMode(allow_non_fake_inputs=True)
-    with _quiet(), mode, torch.no_grad():
+    with quiet(), mode, torch.no_grad():
         _ShapeProp(fx.GraphModule(root, graph)).run(*(spec.fake() for spec in specs if spec is not None))
 
 
@@ -275,7 +275,7 @@ def propagate(graph: fx.Graph, root: nn.Module, example: Example, mode: FakeTens
     """
     check_arity(graph, example)
     try:
-        with _quiet(), mode, torch.no_grad():
+        with quiet(), mode, torch.no_grad():
             _ShapeProp(fx.GraphModule(root, graph), garbage_collect_values=True).run(*fakes(example, mode))
     except DataDependentOutputException as error:
         raise SwnetError(
@@ -295,7 +295,7 @@ def propagate_elsewhere(graph: fx.Graph, root: nn.Module, example: Example, mode
     2^k - 1 stays odd however often it is halved down. Networks of one fixed size have no shapes elsewhere.
     """
     try:
-        with _quiet(), mode, torch.no_grad():
+        with quiet(), mode, torch.no_grad():
             run = _ShapeProp(fx.GraphModule(root, graph), garbage_collect_values=True)
             run.key = ELSEWHERE
             run.run(*fakes(map_in(example, Spec, _odd), mode))
@@ -316,7 +316,7 @@ def fixed_sizes(graph: fx.Graph, root: nn.Module, example: Example, mode: FakeTe
 def _agree(graph: fx.Graph, root: nn.Module, example: Example, mode: FakeTensorMode) -> bool:
     """Whether the graph gives the shapes that the model gives; or the model does not take such inputs itself."""
     inputs = fakes(example, mode)
-    with _quiet(), random_state(), mode, torch.no_grad():
+    with quiet(), random_state(), mode, torch.no_grad():
         try:
             wanted = run_module(root, inputs, {})
         except Exception:  # whatever a model raises at a size that it was not made for
