@@ -1,7 +1,9 @@
-"""Does it hold on the models that people have? Every torchvision model is transformed, compared with the original and trained.
+"""Does it hold on the models that people have? Every model of a zoo is transformed, compared with the original and trained.
 
-    python -m benchmarks.zoo                      all of them; needs torchvision and hours
+    python -m benchmarks.zoo                      all of torchvision's; needs torchvision and hours
     python -m benchmarks.zoo resnet swin_t        those whose names contain one of these
+    python -m benchmarks.zoo --zoo timm           the smallest of each of timm's families; needs timm, too
+    python -m benchmarks.zoo --zoo timm --all     all of timm's: days
 
 A model passes when at p = 0 outputs, gradients and buffers equal the original's to the bit, in train mode (same random state,
 dropout, stochastic depth and auxiliary heads on) and in eval mode; and at p = 0.3 outputs are finite and of the same structure,
@@ -16,6 +18,7 @@ import argparse
 import copy
 import dataclasses
 import gc
+import importlib
 import json
 import time
 import traceback
@@ -53,6 +56,8 @@ class Case:
     build: Callable[..., nn.Module]
     inputs: int = 1
     part: str = ""
+    side: int = 0
+    """The image size that it was made for, tried after the usual ones."""
 
 
 @dataclass
@@ -95,6 +100,23 @@ def cases() -> Iterator[Case]:
                 yield Case(name, family, partial(build, weights=None), 2 if family == "optical_flow" else 1)
 
 
+def timm_cases(families: Sequence[str], every: bool) -> Iterator[Case]:
+    """Yield the smallest model of each of timm's modules, or all models: without weights, with the input size that each names."""
+    torchvision_models()  # timm imports it
+    timm = importlib.import_module("timm")
+    for family in families or timm.list_modules():
+        names = [name for name in timm.list_models(module=family) if not name.startswith("test_")]
+        for name in names if every else [min(names, key=lambda name: (_size_of(timm, name), name))] if names else []:
+            config = timm.get_pretrained_cfg(name)
+            build = partial(timm.create_model, name, pretrained=False)
+            yield Case(name, family, build, side=config.input_size[-1] if config is not None else 0)
+
+
+def _size_of(timm: Any, name: str) -> int:
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in timm.create_model(name, pretrained=False).parameters())
+
+
 def examine(case: Case) -> Outcome:
     """Put one model through everything; what it raises becomes a failure, with the last line of the traceback."""
     outcome, start = Outcome(case.name, case.family), time.perf_counter()
@@ -114,7 +136,7 @@ def _examine(case: Case, outcome: Outcome) -> None:
     torch.manual_seed(0)
     model = case.build()
     model = model.get_submodule(case.part) if case.part else model
-    size = _size(model, case.inputs)
+    size = _size(model, case.inputs, case.side)
     inputs = _inputs(size, case.inputs)
     start = time.process_time()
     traced = trace_structure(model, inputs)
@@ -127,11 +149,12 @@ def _examine(case: Case, outcome: Outcome) -> None:
     _sound_when_rewired(model, inputs, outcome)
 
 
-def _size(model: nn.Module, inputs: int) -> tuple[int, ...]:
+def _size(model: nn.Module, inputs: int, side: int) -> tuple[int, ...]:
     """Return the smallest of the usual input sizes that the model takes, by a trace without weights."""
     volumes = any(isinstance(module, nn.Conv3d) for module in model.modules())
     problem: Exception | None = None
-    for size in VOLUMES if volumes else ((side, side) for side in (SIDES if inputs == 1 else SIDES[1:])):
+    sides = dict.fromkeys((*(SIDES if inputs == 1 else SIDES[1:]), *([side] if side else [])))
+    for size in VOLUMES if volumes else ((side, side) for side in sides):
         shape = (2, 3, *size)
         try:
             trace_structure(model, _inputs(shape, inputs))
@@ -217,9 +240,9 @@ def _runs_at(rewired: nn.Module, model: nn.Module, shape: tuple[int, ...], count
     assert [value.shape for value in _tensors(made)] == [value.shape for value in _tensors(wanted)], f"other shapes at {shape}"
 
 
-def table(outcomes: Sequence[Outcome]) -> Table:
+def table(outcomes: Sequence[Outcome], zoo: str) -> Table:
     """Return one row a model."""
-    made = Table(title="torchvision's models", box=box.SIMPLE_HEAD)
+    made = Table(title=f"{zoo}'s models", box=box.SIMPLE_HEAD)
     for heading in ("model", "outcome", "tracing", "layers", "moved", "trace CPU s", "reason"):
         made.add_column(heading)
     for one in outcomes:
@@ -241,18 +264,23 @@ def recorded(file: Path) -> list[Outcome]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Examine the models, print the table, keep the outcomes. Those of an earlier run of the same commit are not run again."""
-    parser = argparse.ArgumentParser(description="Transform every torchvision model and compare it with the original.")
+    parser = argparse.ArgumentParser(description="Transform every model of a zoo and compare it with the original.")
     parser.add_argument("names", nargs="*", help="parts of names; all models where none is given")
-    parser.add_argument("--families", nargs="*", default=list(FAMILIES), choices=FAMILIES)
+    parser.add_argument("--zoo", choices=("torchvision", "timm"), default="torchvision")
+    parser.add_argument("--families", nargs="*", help=f"of torchvision: {', '.join(FAMILIES)}; of timm: its modules")
+    parser.add_argument("--all", action="store_true", help="every model of timm's, not only the smallest of each family")
     parser.add_argument("--no-record", action="store_true", help="print only; leave the results folder as it is")
     options = parser.parse_args(arguments)
+    found = cases() if options.zoo == "torchvision" else timm_cases(options.families or (), options.all)
     wanted = [
         case
-        for case in cases()
-        if case.family in options.families and (not options.names or any(name in case.name for name in options.names))
+        for case in found
+        if (not options.families or case.family in options.families)
+        and (not options.names or any(name in case.name for name in options.names))
     ]
-    known = {} if options.no_record else {(one.family, one.name): one for one in recorded(RESULTS / "zoo.json")}
-    outcomes = []
+    results = RESULTS / ("zoo.json" if options.zoo == "torchvision" else f"zoo_{options.zoo}.json")
+    known = {} if options.no_record else {(one.family, one.name): one for one in recorded(results)}
+    outcomes: list[Outcome] = []
     for place, case in enumerate(wanted, 1):
         last = known.get((case.family, case.name)) or examine(case)
         outcomes.append(last)
@@ -261,9 +289,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
         gc.collect()
         if not options.no_record:
-            rows = [dataclasses.asdict(outcome) for outcome in outcomes]
-            write_whole(RESULTS / "zoo.json", json.dumps({"benchmark": "zoo"} | provenance() | {"rows": rows}, indent=1) + "\n")
-    console.print(table(outcomes))
+            kept = {"benchmark": "zoo", "zoo": options.zoo, "rows": [dataclasses.asdict(outcome) for outcome in outcomes]}
+            write_whole(results, json.dumps(provenance() | kept, indent=1) + "\n")
+    console.print(table(outcomes, options.zoo))
     counts = {name: sum(outcome.outcome == name for outcome in outcomes) for name in ("passed", "refused", "failed")}
     console.print(", ".join(f"{count} {name}" for name, count in counts.items()))
 

@@ -22,7 +22,7 @@ from swcompile.trace.interpret import map_in
 from swcompile.trace.lines import line_of
 from swcompile.trace.purify import WRITES, named_in_place
 from swcompile.trace.random_state import random_state
-from swcompile.trace.shapes import Example, Spec, arguments, check_arity, fakes, fixed_sizes, run_once, shapes_of
+from swcompile.trace.shapes import Example, Spec, arguments, check_arity, fakes, fixed_sizes, quiet, run_once, shapes_of
 from swcompile.trace.tracer import LayerTracer, UntraceableError
 from swcompile.trace.valued import ValuedTensor, ValuedTracer, by_values, reason_of
 
@@ -190,7 +190,7 @@ def _fixed(subject: Subject, found: _Found) -> tuple[str, ...]:
 def _attempt(subject: Subject, tracer: LayerTracer, steps: Steps) -> _Found:
     root = subject.root
     had = set(root.__dict__)
-    with attributes(root) as buffers:
+    with attributes(root) as buffers, quiet():
         with random_state() as drawn:
             graph = tracer.trace(root)
             if drawn():

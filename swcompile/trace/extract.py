@@ -223,11 +223,11 @@ class _Extraction:
         return self._opaque(node, module)
 
     def _opaque(self, node: fx.Node, module: nn.Module | None) -> Value:
-        """Report an operation that channels cannot be followed through; whatever it reads is read."""
+        """Report an operation that channels cannot be followed through, unless it makes an output class; what it reads is read."""
         sources = [self.value(source) for source in node.all_input_nodes]
         for source in node.all_input_nodes:
             self._consume_result(source)
-        if not rules.is_query(node) and not all(source.constant for source in sources):
+        if not rules.is_query(node) and not isinstance(node.target, type) and not all(source.constant for source in sources):
             what = type(module).__name__ if module is not None else name_of(node.target) or str(node.target)
             self.build.opaque.append((f"{node.name} ({what})", str(node.meta.get(WHERE, ""))))
         return opaque(*sources)

@@ -199,7 +199,7 @@ def _smallest_map(model: nn.Module, example: Example, mode: FakeTensorMode) -> i
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep torch from logging a traceback for each size that does not fit; the caller gets the exception."""
+    """Keep torch from logging a traceback for each operation that fails on fake tensors; the caller gets the exception."""
     logger = logging.getLogger("torch._subclasses.fake_tensor")
     before = logger.disabled
     logger.disabled = True
