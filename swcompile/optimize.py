@@ -202,6 +202,8 @@ def drop_unread(graph: fx.Graph) -> None:
 
 
 def _stays(node: fx.Node) -> bool:
+    if node.op == "call_module":  # of which fx would ask the module that owns the graph, and there is none yet
+        return UNREAD in node.meta or WRITES in node.meta
     return node.op in ("placeholder", "output") or UNREAD in node.meta or WRITES in node.meta or bool(node.is_impure())
 
 

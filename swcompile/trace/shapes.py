@@ -264,7 +264,7 @@ def _versions(value: Any) -> list[int]:
 def run_once(graph: fx.Graph, root: nn.Module, example: Example, mode: FakeTensorMode) -> None:
     """Run a graph on fake tensors; whatever its code raises comes through."""
     with quiet(), random_state(), mode, torch.no_grad():
-        _FakeRun(fx.GraphModule(root, graph)).run(*fakes(example, mode))
+        _FakeRun(root, graph=graph).run(*fakes(example, mode))
 
 
 def observe_memory(graph: fx.Graph, root: nn.Module, example: Example, mode: FakeTensorMode) -> None:
@@ -275,7 +275,7 @@ def observe_memory(graph: fx.Graph, root: nn.Module, example: Example, mode: Fak
     """
     try:
         with quiet(), mode, torch.no_grad():
-            run = _MemoryProp(fx.GraphModule(root, graph), garbage_collect_values=False)
+            run = _MemoryProp(root, False, graph)
             run.mode = "train" if root.training else "eval"
             run.run(*fakes(example, mode))
     except Exception:  # the same run follows on the purified graph, and reports it
@@ -292,7 +292,7 @@ def follow_shapes(graph: fx.Graph, root: nn.Module, specs: Sequence[Spec | None]
     """
     mode = detect_fake_mode([*root.parameters(), *root.buffers()]) or FakeTensorMode(allow_non_fake_inputs=True)
     with quiet(), mode, torch.no_grad():
-        _ShapeProp(fx.GraphModule(root, graph)).run(*(spec.fake() for spec in specs if spec is not None))
+        _ShapeProp(root, graph=graph).run(*(spec.fake() for spec in specs if spec is not None))
 
 
 def propagate(graph: fx.Graph, root: nn.Module, example: Example, mode: FakeTensorMode) -> None:
@@ -304,7 +304,7 @@ def propagate(graph: fx.Graph, root: nn.Module, example: Example, mode: FakeTens
     check_arity(graph, example)
     try:
         with quiet(), mode, torch.no_grad():
-            _ShapeProp(fx.GraphModule(root, graph), garbage_collect_values=True).run(*fakes(example, mode))
+            _ShapeProp(root, graph=graph).run(*fakes(example, mode))
     except DataDependentOutputException as error:
         raise SwnetError(
             f"{type(root).__name__} cannot be traced: {_culprit(graph, root)} decides by the values of its input, which tracing "
@@ -324,7 +324,7 @@ def propagate_elsewhere(graph: fx.Graph, root: nn.Module, example: Example, mode
     """
     try:
         with quiet(), mode, torch.no_grad():
-            run = _ShapeProp(fx.GraphModule(root, graph), garbage_collect_values=True)
+            run = _ShapeProp(root, graph=graph)
             run.key = ELSEWHERE
             run.run(*fakes(map_in(example, Spec, _odd), mode))
     except Exception:  # whatever a model raises at a size that it was not made for
@@ -350,7 +350,7 @@ def _agree(graph: fx.Graph, root: nn.Module, example: Example, mode: FakeTensorM
         except Exception:  # whatever a model raises at a size that it was not made for
             return True
         try:
-            made = _FakeRun(fx.GraphModule(root, graph)).run(*inputs)
+            made = _FakeRun(root, graph=graph).run(*inputs)
         except Exception:  # and whatever a graph does that was traced at another
             return False
     return [tensor.shape for tensor in tensors(made)] == [tensor.shape for tensor in tensors(wanted)]
