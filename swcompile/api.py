@@ -326,7 +326,21 @@ def _traced(
     leaf_modules: Sequence[str | type[nn.Module]],
 ) -> Traced:
     found = _module(model)
+    if example_inputs is None:
+        example_inputs = _exported_with(model)
     return _announced(how(found, example_inputs, _leaves(found, leaf_modules)))
+
+
+def _exported_with(model: object) -> object:
+    """Return the inputs that an exported program was made with, where it has kept them; None for a module."""
+    kept = getattr(model, "example_inputs", None) if _is_exported(model) else None
+    return kept[0] if kept is not None and kept[0] and not kept[1] else None
+
+
+def _is_exported(model: object) -> bool:
+    """Whether this is a torch.export.ExportedProgram: by name, since the import would cost seconds."""
+    kind = type(model)
+    return (kind.__module__, kind.__name__) == ("torch.export.exported_program", "ExportedProgram")
 
 
 def _module(model: object) -> nn.Module:
@@ -359,6 +373,8 @@ def _leaves(model: nn.Module, named: Sequence[str | type[nn.Module]]) -> tuple[s
     """Return the paths of the modules that a user named, by path or by class."""
     if isinstance(named, str | type):
         named = (named,)
+    if not isinstance(named, list | tuple | set | frozenset) or not all(isinstance(item, str | type) for item in named):
+        raise SwnetError(f"leaf_modules={str(named)[:80]} was given; give a list of paths, such as 'router', or of module classes.")
     paths: list[str] = []
     for item in named:
         if isinstance(item, str):
@@ -406,6 +422,11 @@ def _said(traced: Traced) -> Iterator[str]:
     for island in traced.steps.islands:
         where = f" ({island.where})" if island.where else ""
         yield f"{island.path} stays as it is, with the layers inside: {island.reason}{where}"
+    if traced.steps.assigned:
+        yield (
+            f"forward assigns {', '.join(traced.steps.assigned[:8])}: the result computes what the traced call did, and assigns "
+            "none of it (keep such state in buffers, or name the module in leaf_modules)"
+        )
     for what in traced.steps.fixed:
         yield f"the {what} is fixed to that of the example, since Python code in the forward decides by it"
 

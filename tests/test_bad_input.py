@@ -531,3 +531,9 @@ def test_an_output_folder_that_cannot_be_written(refused, monkeypatch):
     monkeypatch.setattr(Path, "mkdir", denied)
     said = refused("transform", "net.py", *SHAPE)
     assert re.search(r"The folder \S*out cannot be written: Permission denied\. Choose another one\.", said)
+
+
+@pytest.mark.parametrize("leaves", [5, [5], [None], {"c": 1}])
+def test_leaf_modules_of_the_wrong_kind(leaves: object) -> None:
+    with pytest.raises(swnet.SwnetError, match=r"leaf_modules=.* was given; give a list of paths"):
+        swnet.transform(nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8)), torch.zeros(2, 8), leaf_modules=leaves)

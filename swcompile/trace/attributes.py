@@ -44,6 +44,35 @@ def attributes(root: nn.Module) -> Iterator[Buffers]:
             _refill(container, items)
 
 
+Held = dict[str, dict[str, tuple[object, int]]]
+"""The attributes of each module by its path, and how many items those have that are containers."""
+
+
+def held(root: nn.Module) -> Held:
+    """Return the attributes of all modules, to be compared with what they are later."""
+    return {path: {name: (value, _length(value)) for name, value in vars(module).items()} for path, module in root.named_modules()}
+
+
+def changed(root: nn.Module, before: Held) -> list[str]:
+    """Return the paths of attributes that are others now, or hold more or fewer items."""
+    return [
+        f"{path}.{name}".lstrip(".")
+        for path, values in held(root).items()
+        for name, (value, length) in values.items()
+        if name not in _OWN | {*HOOKS} and _differs(before.get(path, {}).get(name), value, length)
+    ]
+
+
+def _differs(old: tuple[object, int] | None, value: object, length: int) -> bool:
+    return (
+        old is None or old[1] != length or (old[0] is not value and not (isinstance(value, int | float | str) and old[0] == value))
+    )
+
+
+def _length(value: object) -> int:
+    return len(value) if isinstance(value, dict | list | set) else 0
+
+
 def _containers(module: nn.Module) -> _Containers:
     mutable = (value for name, value in vars(module).items() if name not in _OWN and isinstance(value, dict | list | set))
     return [(value, type(value)(value) if type(value) in (dict, list, set) else value.copy()) for value in mutable]

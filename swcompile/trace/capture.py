@@ -15,7 +15,7 @@ from torch import fx, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from swcompile.errors import SwnetError
-from swcompile.trace.attributes import Buffers, attributes, caches
+from swcompile.trace.attributes import Buffers, attributes, caches, changed, held
 from swcompile.trace.batch import free_batch, marked
 from swcompile.trace.copies import set_mode
 from swcompile.trace.interpret import map_in
@@ -43,7 +43,8 @@ class Island:
 class Steps:
     """What tracing did: "plain" fx or "values" (proxies that carry fake tensors), why plain fx was not enough, the islands left.
 
-    `fixed` are the sizes of the input that the result cannot change, though the model can.
+    `fixed` are the sizes of the input that the result cannot change, though the model can. `assigned` are attributes that forward
+    gives other values and that are no tensors of the state: the result does not.
     """
 
     step: str = "plain"
@@ -51,6 +52,7 @@ class Steps:
     where: str = ""
     islands: tuple[Island, ...] = ()
     fixed: tuple[str, ...] = ()
+    assigned: tuple[str, ...] = ()
 
 
 @dataclass
@@ -109,7 +111,8 @@ def _both(train: Steps, evaluation: Steps) -> Steps:
     further = evaluation if train.step == "plain" else train
     islands = {island.path: island for island in (*evaluation.islands, *train.islands)}
     fixed = tuple(sorted({*train.fixed, *evaluation.fixed}))
-    return Steps(further.step, further.why, further.where, tuple(islands.values()), fixed)
+    assigned = tuple(sorted({*train.assigned, *evaluation.assigned}))
+    return Steps(further.step, further.why, further.where, tuple(islands.values()), fixed, assigned)
 
 
 Constants = dict[str, torch.Tensor]
@@ -190,6 +193,7 @@ def _fixed(subject: Subject, found: _Found) -> tuple[str, ...]:
 def _attempt(subject: Subject, tracer: LayerTracer, steps: Steps) -> _Found:
     root = subject.root
     had = set(root.__dict__)
+    before = held(root)
     with attributes(root) as buffers, quiet():
         with random_state() as drawn:
             graph = tracer.trace(root)
@@ -198,12 +202,13 @@ def _attempt(subject: Subject, tracer: LayerTracer, steps: Steps) -> _Found:
         _write_back(root, graph, buffers)
         fresh = [name for name in root.__dict__ if name not in had and isinstance(root.__dict__[name], torch.Tensor)]
         constants = {name: root.__dict__[name] for name in fresh}
+        assigned = tuple(path for path in changed(root, before) if path not in constants)
         if any(isinstance(constant, FakeTensor) for constant in constants.values()):
             raise UntraceableError(
                 "it reads what a hook kept of another module; remove the hooks, or give a model that has not run"
             )
     islands = tuple(Island(path, *why) for path, why in tracer.opaque.items())
-    return graph, constants, replace(steps, islands=islands)
+    return graph, constants, replace(steps, islands=islands, assigned=assigned)
 
 
 def _write_back(root: nn.Module, graph: fx.Graph, buffers: Buffers) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, cast
@@ -52,7 +53,8 @@ def skeleton(model: nn.Module, mode: FakeTensorMode) -> nn.Module:
 def _deepcopy(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
     _detach_results(model, memo)
     try:
-        with copying_fakes(lambda fake: fake):
+        with copying_fakes(lambda fake: fake), warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # torch's own, at each exported program that is copied
             made = copy.deepcopy(model, memo)
         why = _strange(made) if isinstance(made, nn.Module) else f"a {type(made).__name__}"
         if why is not None:

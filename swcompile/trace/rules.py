@@ -62,7 +62,7 @@ RESHAPES = "view reshape flatten unflatten squeeze unsqueeze view_as reshape_as 
 PERMUTES = "permute transpose swapaxes swapdims movedim moveaxis t".split()
 EXPANSIONS = "expand expand_as broadcast_to repeat tile".split()
 REDUCTIONS = "mean sum amax amin std var norm logsumexp prod".split()
-SPLITS = "chunk split tensor_split unbind".split()
+SPLITS = "chunk split split_with_sizes tensor_split unbind".split()
 SUMS = (
     "add sub rsub maximum minimum max min where lerp addcmul addcdiv gt lt ge le eq ne greater less greater_equal less_equal "
     "not_equal logical_and logical_or logical_xor"
@@ -347,7 +347,7 @@ def split(node: fx.Node, context: Context) -> Result:
     value, old = context.value(source(node)), spec_of(source(node))
     pieces = node.meta.get(SHAPE)
     name = name_of(node.target)
-    default = 1 if name in ("chunk", "split", "tensor_split") else 0
+    default = 0 if name == "unbind" else 1
     dim = node.kwargs.get("dim", node.args[default + 1] if len(node.args) > default + 1 else 0)
     if value.ids is None or old is None or not isinstance(pieces, tuple | list) or not isinstance(dim, int):
         return [opaque(value) for _ in pieces] if isinstance(pieces, tuple | list) else opaque(value)
@@ -456,6 +456,20 @@ def narrowed(node: fx.Node, context: Context) -> Result:
     return Value(value.ids.take(np.arange(start, start + length), axis=value.axes.index(axis)), value.axes)
 
 
+def sliced(node: fx.Node, context: Context) -> Result:
+    """Carry channels through ATen's slice(dim, start, stop, step), which exported programs hold."""
+    value, old = context.value(source(node)), spec_of(source(node))
+    given: tuple[Any, ...] = (*node.args[1:], *(0, None, None, 1)[len(node.args) - 1 :])
+    if value.ids is None or old is None or not all(number is None or isinstance(number, int) for number in given):
+        return opaque(value)
+    dim, *borders = given
+    axis = dim % len(old.shape)
+    if axis not in value.axes:
+        return value
+    places = np.arange(old.shape[axis])[slice(*borders)]
+    return Value(value.ids.take(places, axis=value.axes.index(axis)), value.axes)
+
+
 def _operands(node: fx.Node) -> list[Any]:
     return [argument for argument in (*node.args, *node.kwargs.values()) if isinstance(argument, fx.Node) and spec_of(argument)]
 
@@ -536,6 +550,7 @@ RULES: dict[object, Rule] = {
     **_table(["pixel_shuffle"], pixels),
     **_table(SPLITS, split),
     **_table(["narrow"], narrowed),
+    "slice": sliced,
     **_table(SUMS, summed),
     **_table(PRODUCTS, product),
     operator.iadd: summed,

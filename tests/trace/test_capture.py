@@ -322,3 +322,17 @@ def test_modules_nested_deeper_than_the_stack_are_refused_with_what_to_do() -> N
     for how in (trace, trace_structure):
         with pytest.raises(SwnetError, match=r"nested too deeply .*sys\.setrecursionlimit"):
             how(model, X)
+
+
+def test_attributes_that_forward_assigns_are_told() -> None:
+    def forward(self: nn.Module, x: Tensor) -> Tensor:
+        self.calls += 1
+        self.size = x.shape[1]
+        self.first.seen.append(self.calls)
+        return self.second(self.first(x))
+
+    model = small(forward=forward)
+    model.calls, model.size, model.first.seen = 0, 4, []
+    assert trace(model, torch.zeros(2, 4)).steps.assigned == ("calls", "first.seen", "size")
+    assert (model.calls, model.first.seen) == (0, [])
+    assert trace(small(), torch.zeros(2, 4)).steps.assigned == ()

@@ -464,3 +464,22 @@ def test_fixed_filters_are_no_layers_to_rewire() -> None:
         "mix": "a fixed filter: its weight is no parameter",
         "c": None,
     }
+
+
+class Halves(nn.Module):
+    """Reads halves of its input by slicing and by splitting."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.third = (nn.Conv2d(width, 8, 1) for width in (3, 4, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.second(self.first(x)[:, 4:])
+        return self.third(x.split([4, 4], 1)[0])
+
+
+def test_slices_and_splits_of_an_exported_program_are_followed() -> None:
+    program = torch.export.export(Halves(), (X,))
+    graph = swnet.analyze(program, points=2).graph  # with the inputs that the program has kept
+    assert origins(graph, "second") == [(0, 4, "first", 4, 1)]
+    assert origins(graph, "third") == [(0, 4, "second", 0, 1)]
