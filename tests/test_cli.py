@@ -467,8 +467,8 @@ def test_an_interruption_at_any_moment_leaves_nothing_or_the_whole_result(projec
         if listing(project) == whole:  # it was done, though perhaps not with saying so
             shutil.rmtree(project / "new")
         else:
-            # Where the interrupt came up in code that a C extension ran (torch, as it is imported), Python ends itself by the signal
-            # after all: 130 to a shell, too.
+            # Where the interrupt came up in code that a C extension ran (torch, as it is imported), Python ends itself by the
+            # signal after all: 130 to a shell, too.
             assert process.returncode in (130, -signal.SIGINT), (moment, err)
             assert (out, listing(project)) == ("", {"net.py", "net_blocks.py"}), (moment, err)
         assert "Traceback" not in err, moment
