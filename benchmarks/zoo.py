@@ -151,7 +151,8 @@ def _examine(case: Case, outcome: Outcome) -> None:
 
 def _size(model: nn.Module, inputs: int, side: int) -> tuple[int, ...]:
     """Return the smallest of the usual input sizes that the model takes, by a trace without weights."""
-    volumes = any(isinstance(module, nn.Conv3d) for module in model.modules())
+    first = next((module for module in model.modules() if isinstance(module, nn.Conv2d | nn.Conv3d)), None)
+    volumes = isinstance(first, nn.Conv3d)
     problem: Exception | None = None
     sides = dict.fromkeys((*(SIDES if inputs == 1 else SIDES[1:]), *([side] if side else [])))
     for size in VOLUMES if volumes else ((side, side) for side in sides):
