@@ -137,10 +137,15 @@ STRANGE: tuple[Any, ...] = (
 )
 
 
+def _strange(draw: Random) -> Any:
+    """Return one of them, as a copy: what is put into a document is changed there."""
+    return json_copy(draw.choice(STRANGE))
+
+
 def replace(draw: Random, tree: Any) -> None:
     """Put a strange value, mostly of another type, where one was."""
     if place := find(draw, tree):
-        place.put(draw.choice(STRANGE))
+        place.put(_strange(draw))
 
 
 def nest(draw: Random, tree: Any) -> None:
@@ -206,9 +211,9 @@ def add(draw: Random, tree: Any) -> None:
     """Add a key or an item."""
     if place := find(draw, tree):
         if isinstance(place.holder, dict):
-            place.holder[draw.choice(["more", "", "__class__", "run", "\ud800", "a" * 10_000, "format "])] = draw.choice(STRANGE)
+            place.holder[draw.choice(["more", "", "__class__", "run", "\ud800", "a" * 10_000, "format "])] = _strange(draw)
         else:
-            place.holder.insert(place.key, draw.choice([place.value, draw.choice(STRANGE)]))
+            place.holder.insert(place.key, draw.choice([json_copy(place.value), _strange(draw)]))
 
 
 def repeat_key(draw: Random, tree: Any) -> None:
@@ -217,7 +222,7 @@ def repeat_key(draw: Random, tree: Any) -> None:
         inside = place.value
         if inside:
             key = draw.choice(sorted(inside))
-            again = f"{json.dumps(key)}:{dumps(draw.choice([inside[key], draw.choice(STRANGE)]))}"
+            again = f"{json.dumps(key)}:{dumps(draw.choice([inside[key], _strange(draw)]))}"
             place.put(Literal(f"{dumps(inside)[:-1]},{again}}}"))
 
 
@@ -256,7 +261,7 @@ def shuffle(draw: Random, tree: Any) -> None:
 def lengthen(draw: Random, tree: Any) -> None:
     """Write an item of a list many times."""
     if place := find(draw, tree, list):
-        item = json_copy(draw.choice(place.value)) if place.value else draw.choice(STRANGE[:20])
+        item = json_copy(draw.choice(place.value)) if place.value else _strange(draw)
         once = dumps(item)
         times = draw.choice([3, 100, 10_000, LONG])
         place.put(Literal(f"[{','.join([once] * min(times, 2_000_000 // (len(once) + 1)))}]"))

@@ -37,7 +37,7 @@ def _width(taps: Sequence[Any]) -> int:
 def rewire(draw: Random, document: dict[str, Any], subject: Subject) -> None:
     """Let a layer read taps drawn anywhere, as wide together as before."""
     layer = _layer(draw, document)
-    left, taps = _width(layer["taps"]), []
+    left, taps = max(0, _width(layer["taps"])), []
     for _ in range(40):
         feature = draw.choice(subject.graph.features)
         start = draw.randrange(feature.channels)
@@ -94,12 +94,14 @@ def exchange(draw: Random, document: dict[str, Any], subject: Subject) -> None:
 def drop(draw: Random, document: dict[str, Any], subject: Subject) -> None:
     """Let a tap and as much of the columns go: the layer becomes smaller."""
     layer = _layer(draw, document)
-    if len(layer["taps"]) < 2 or layer["mask"] is not None:
+    bounds = [bound for tap in (*layer["taps"], *layer["columns"]) for bound in tap if isinstance(bound, int)]
+    if len(layer["taps"]) < 2 or layer["mask"] is not None or not 0 <= min(bounds) <= max(bounds) < 1000:
         return
     _, start, stop, _ = layer["taps"].pop(draw.randrange(len(layer["taps"])))
     kept = [column for first, last in layer["columns"] for column in range(first, last)]
     for _ in range(stop - start):
-        kept.pop(draw.randrange(len(kept)))
+        if kept:
+            kept.pop(draw.randrange(len(kept)))
     layer["columns"] = [[column, column + 1] for column in kept]
 
 
