@@ -211,7 +211,8 @@ def apply(model: nn.Module | ExportedProgram, plan: Plan, example_inputs: object
         raise SwnetError(
             f"A {type(plan).__name__} was given as the plan; make one with swnet.plan(model), or read one with Plan.read."
         )
-    return _carry_out(trace(_module(model), example_inputs, plan.leaves), plan)
+    found = _module(model)
+    return _carry_out(trace(found, _inputs(model, example_inputs), plan.leaves), plan)
 
 
 def analyze(
@@ -326,15 +327,13 @@ def _traced(
     leaf_modules: Sequence[str | type[nn.Module]],
 ) -> Traced:
     found = _module(model)
-    if example_inputs is None:
-        example_inputs = _exported_with(model)
-    return _announced(how(found, example_inputs, _leaves(found, leaf_modules)))
+    return _announced(how(found, _inputs(model, example_inputs), _leaves(found, leaf_modules)))
 
 
-def _exported_with(model: object) -> object:
-    """Return the inputs that an exported program was made with, where it has kept them; None for a module."""
-    kept = getattr(model, "example_inputs", None) if _is_exported(model) else None
-    return kept[0] if kept is not None and kept[0] and not kept[1] else None
+def _inputs(model: object, given: object) -> object:
+    """Return the example inputs that were given, or else those that an exported program was made with and has kept."""
+    kept = getattr(model, "example_inputs", None) if given is None and _is_exported(model) else None
+    return kept[0] if kept is not None and kept[0] and not kept[1] else given
 
 
 def _is_exported(model: object) -> bool:
@@ -352,7 +351,7 @@ def _module(model: object) -> nn.Module:
         raise SwnetError(
             f"The class of the model cannot be asked for its name ({first_line(error)}); take its metaclass away."
         ) from error
-    if (kind.__module__, kind.__name__) == ("torch.export.exported_program", "ExportedProgram"):  # the import would cost seconds
+    if _is_exported(model):
         exported: Any = model
         return _module(exported.module())
     if kind.__name__ == "OptimizedModule" and isinstance(model, nn.Module):  # of torch.compile
@@ -423,10 +422,7 @@ def _said(traced: Traced) -> Iterator[str]:
         where = f" ({island.where})" if island.where else ""
         yield f"{island.path} stays as it is, with the layers inside: {island.reason}{where}"
     if traced.steps.assigned:
-        yield (
-            f"forward assigns {', '.join(traced.steps.assigned[:8])}: the result computes what the traced call did, and assigns "
-            "none of it (keep such state in buffers, or name the module in leaf_modules)"
-        )
+        yield traced.steps.about_assigned
     for what in traced.steps.fixed:
         yield f"the {what} is fixed to that of the example, since Python code in the forward decides by it"
 

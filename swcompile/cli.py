@@ -446,6 +446,8 @@ def _remarks(surveyed: Survey) -> Iterator[RenderableType]:
     yield str(tables.share(surveyed.graph, dict(surveyed.refused)))
     steps = surveyed.steps
     yield tables.tracing(steps.step, steps.why, steps.where, steps.fixed)
+    if steps.assigned:
+        yield f"{steps.about_assigned}."
     if steps.islands:
         yield tables.islands([(island.path, island.reason, island.where) for island in steps.islands])
     if surveyed.opaque:

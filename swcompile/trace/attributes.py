@@ -18,7 +18,9 @@ Buffers = dict[nn.Module, dict[str, torch.Tensor | None]]
 _Containers = list[tuple[Any, Any]]
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 """Where a module keeps its hooks."""
-_OWN = frozenset(vars(nn.Module())) - {*HOOKS}
+_EVERYBODYS = frozenset(vars(nn.Module()))
+"""Attributes that every module has, its hooks among them."""
+_OWN = _EVERYBODYS - {*HOOKS}
 
 
 @contextmanager
@@ -59,7 +61,7 @@ def changed(root: nn.Module, before: Held) -> list[str]:
         f"{path}.{name}".lstrip(".")
         for path, values in held(root).items()
         for name, (value, length) in values.items()
-        if name not in _OWN | {*HOOKS} and _differs(before.get(path, {}).get(name), value, length)
+        if name not in _EVERYBODYS and _differs(before.get(path, {}).get(name), value, length)
     ]
 
 

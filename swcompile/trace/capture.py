@@ -54,6 +54,14 @@ class Steps:
     fixed: tuple[str, ...] = ()
     assigned: tuple[str, ...] = ()
 
+    @property
+    def about_assigned(self) -> str:
+        """What a user should know of `assigned`."""
+        return (
+            f"forward assigns {', '.join(self.assigned[:8])}: the result computes what the traced call did, and assigns none of it "
+            "(keep such state in buffers, or name the module in leaf_modules)"
+        )
+
 
 @dataclass
 class Capture:
