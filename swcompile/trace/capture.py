@@ -158,6 +158,8 @@ def _try(subject: Subject, found: _Found) -> None:
 def _why_untraceable(root: nn.Module, example: Example, error: Exception) -> str:
     name, reason, where = type(root).__name__, reason_of(error), line_of(error)
     where = f" (at {where})" if where else ""
+    if isinstance(error, UntraceableError) and error.remedy:
+        return f"{name} cannot be traced: {reason}{where}. {error.remedy}"
     if by_values(error):
         return (
             f"{name} cannot be traced: {reason}{where}. Its forward must not decide by the values of its input; move that line "

@@ -43,7 +43,11 @@ ASSIGNED = frozenset(["data", "grad", "requires_grad"])
 
 
 class UntraceableError(Exception):
-    """Raised where going on would give a graph that computes something else."""
+    """Raised where going on would give a graph that computes something else; `remedy` is what to do where that is known."""
+
+    def __init__(self, reason: str, remedy: str = "") -> None:
+        super().__init__(reason)
+        self.remedy = remedy
 
 
 class Proxy(fx.Proxy):
@@ -163,6 +167,7 @@ class LayerTracer(fx.Tracer):
         self.opaque: dict[str, tuple[str, str]] = {}
         self._leaves = leaves
         self._holders = modules_with_layers(root)
+        self._held_modules = frozenset(root.modules())
         self._hooked = {module for module in root.modules() if any(getattr(module, name) for name in HOOKS)}
         self._names = {id(tensor): name for name, tensor in (*root.named_parameters(), *root.named_buffers())}
         self._attributes: dict[str, Any] = {}
@@ -238,9 +243,22 @@ class LayerTracer(fx.Tracer):
     # Modules.
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if m not in self._held_modules:
+            return self._call_unheld(m, forward, args, kwargs)
         if self.recording and is_compiled(m):  # followed as if it were not: the result can be compiled as a whole
             return m._modules["_orig_mod"](*args, **kwargs)  # type: ignore[misc]  # is there
         return super().call_module(m, forward, args, kwargs)
+
+    def _call_unheld(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """Follow a module that the model does not hold, such as nn.ReLU()(x) in a forward, as the function that it is."""
+        if [*m.parameters(), *m.buffers()]:
+            kind = type(m).__name__
+            raise UntraceableError(
+                f"it calls a {kind} that it does not hold, whose weights nobody trains or saves",
+                f"Assign the {kind} to an attribute in __init__, or put it into an nn.ModuleList or nn.ModuleDict instead of a "
+                "list or dictionary.",
+            )
+        return forward(*args, **kwargs)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         if isinstance(m, LAYER_TYPES) or id(m) not in self._holders:

@@ -179,6 +179,8 @@ class ValuedTracer(LayerTracer):
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if self._running:
             return forward(*args, **kwargs)
+        if m not in self._held_modules:
+            return self._call_unheld(m, forward, args, kwargs)
         path = self.path_of_module(m)
         if self.is_leaf_module(m, path) or is_compiled(m):
             return super().call_module(m, forward, args, kwargs)

@@ -119,7 +119,8 @@ def _behind_opaque(graph: LayerGraph, feature: Feature) -> str | None:
     for run in feature.runs:
         made = graph.producers[run.producer]
         if made.kind == "opaque":
-            known = next((f"{name}, {where}" for name, where in graph.opaque if name.split(" (")[0] == made.name), made.name)
+            named = (", ".join(filter(None, found)) for found in graph.opaque if found[0].split(" (")[0] == made.name)
+            known = next(named, made.name)
             return f"behind an operation that channels cannot be followed through ({known})"
     return None
 

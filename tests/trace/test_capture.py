@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F  # as users write it
 
+import swnet
 from swcompile.errors import SwnetError
 from swcompile.trace import trace, trace_structure
 from swcompile.trace.capture import Capture, Subject, capture
@@ -336,3 +337,41 @@ def test_attributes_that_forward_assigns_are_told() -> None:
     assert trace(model, torch.zeros(2, 4)).steps.assigned == ("calls", "first.seen", "size")
     assert (model.calls, model.first.seen) == (0, [])
     assert trace(small(), torch.zeros(2, 4)).steps.assigned == ()
+
+
+class MadeOnTheWay(nn.Module):
+    """Calls modules that it makes in forward, as functions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convs = nn.ModuleList(nn.Conv2d(3 if not place else 16, 16, 3, padding=1) for place in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for conv in self.convs:
+            x = nn.Dropout(0.1)(nn.ReLU(inplace=True)(conv(x)))
+        return nn.Softmax(1)(x) if x.shape[1] > 8 else x
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_modules_made_in_forward_are_followed_as_functions(training: bool) -> None:
+    model = MadeOnTheWay()
+    same, rewired = (swnet.transform(model, X, p=p, dead="allow").train(training) for p in (0.0, 0.5))
+    outs = []
+    for module in (model.train(training), same):
+        torch.manual_seed(0)
+        outs.append(module(X))
+    assert torch.equal(*outs)
+    assert swnet.ledger(rewired).links_moved
+    assert [name for name, _ in swnet.analyze(model, X, points=2).opaque] == []
+
+
+def test_layers_in_a_plain_list_are_refused_with_what_to_do() -> None:
+    model = small(forward=lambda self, x: self.second(self.hidden[0](x)))
+    model.hidden = [nn.Linear(4, 4)]
+    with pytest.raises(SwnetError, match=r"it calls a Linear that it does not hold.*test_capture\.py:\d+.*nn\.ModuleList"):
+        trace(model, torch.zeros(2, 4))
+
+
+def test_a_model_of_torchs_modules_alone_has_no_lines() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    assert {layer.where for layer in trace(model, torch.zeros(2, 4)).graph.layers} == {""}
