@@ -170,6 +170,7 @@ _STATE = (
     "_forward_pre_hooks_with_kwargs",
     "_backward_hooks",
     "_backward_pre_hooks",
+    "_extra_state",
 )
 """What of a user's root module outlives its class: everything that its state dict and its hooks consist of."""
 
@@ -193,6 +194,9 @@ class RewiredModule(fx.GraphModule):
         """Make a module that owns the state of `root`, which must be ours to take, and runs the graphs."""
         made = cls(root, graph, type(root).__name__)
         made.__dict__.update({name: root.__dict__[name] for name in _STATE if name in root.__dict__})
+        if type(root).get_extra_state is not nn.Module.get_extra_state:
+            made.__dict__["_extra_state"] = root.get_extra_state()
+        _hold_extra_state(made)
         made.eval_graph = eval_graph
         made.recompile()
         return made
@@ -245,11 +249,23 @@ def _shell(state: dict[str, Any]) -> nn.Module:
     return shell
 
 
+def _hold_extra_state(made: RewiredModule) -> None:
+    """Let a module whose root had extra state keep it as it was, in its state dict, too: the methods that made it are gone.
+
+    nn.Module asks the class, and each GraphModule has one of its own.
+    """
+    if "_extra_state" in made.__dict__:
+        kind: Any = type(made)
+        kind.get_extra_state = lambda self: self.__dict__["_extra_state"]
+        kind.set_extra_state = lambda self, state: self.__dict__.update(_extra_state=state)
+
+
 def _fill(
     made: RewiredModule, shell: nn.Module, graphs: Sequence[fx.Graph], name: str, record: Any, meta: dict[str, Any]
 ) -> RewiredModule:
     fx.GraphModule.__init__(made, shell, graphs[0], name)
     made.__dict__.update({key: shell.__dict__[key] for key in _STATE if key in shell.__dict__})
+    _hold_extra_state(made)
     made.eval_graph = graphs[1] if len(graphs) > 1 else None
     made.swcompile = record
     made.meta = meta

@@ -216,3 +216,32 @@ def test_hooks_of_the_users_root_module_go_on() -> None:
     model.register_forward_hook(lambda module, inputs, output: seen.append(type(module).__name__))
     swnet.transform(model, torch.randn(2, 3, 6, 6), p=0)(torch.randn(1, 3, 6, 6))
     assert seen == ["Modes"]
+
+
+class Counting(nn.Module):
+    """Keeps more than tensors in its state dict."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(*(nn.Linear(16, 16) for _ in range(5)))
+        self.epoch = 3
+
+    def get_extra_state(self) -> dict[str, int]:
+        return {"epoch": self.epoch}
+
+    def set_extra_state(self, state: dict[str, int]) -> None:
+        self.epoch = state["epoch"]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x)
+
+
+def test_extra_state_of_the_root_stays_in_the_state_dict() -> None:
+    model = Counting()
+    rewired = swnet.transform(model, torch.zeros(2, 16), p=0.5, dead="allow")
+    for module in (rewired, copy.deepcopy(rewired), pickle.loads(pickle.dumps(rewired))):
+        assert list(module.state_dict()) == list(model.state_dict())
+        assert module.state_dict()["_extra_state"] == {"epoch": 3}
+        module.load_state_dict(model.state_dict() | {"_extra_state": {"epoch": 4}}, strict=True)
+        assert module.state_dict()["_extra_state"] == {"epoch": 4}
+    assert rewired.state_dict()["_extra_state"] == {"epoch": 4}
