@@ -22,10 +22,11 @@ from swcompile.graph import LayerGraph
 from swcompile.metrics import Figures, channel_graph, measure
 from swcompile.modules import RewiredModule
 from swcompile.optimize import optimize, restore_in_place
-from swcompile.plan import Note, Options, Plan, verify
+from swcompile.plan import Note, Options, Plan
 from swcompile.rewrite import rewrite
 from swcompile.trace import Example, Steps, Traced, trace, trace_structure
 from swcompile.trace.shapes import Spec
+from swcompile.verify import verify
 from swcompile.wiring import Curve, sweep, wire
 from swcompile.wiring.budget import to_budget
 from swcompile.wiring.eligible import eligible

@@ -1,8 +1,8 @@
 """The plan: what each layer shall read, as frozen data that can be printed, saved, compared and verified before use.
 
 A plan is made by a wiring (swcompile.wiring) from a LayerGraph, and carried out by swcompile.rewrite. It refers to the model
-by names only, holds no weights, and is untrusted when it comes from a file: `Plan.from_json` checks its form, `verify` checks
-it against the graph, and nothing is touched before both have passed.
+by names only, holds no weights, and is untrusted when it comes from a file: `Plan.from_json` checks its form,
+swcompile.verify checks it against the graph, and nothing is touched before both have passed.
 """
 
 from __future__ import annotations
@@ -16,9 +16,8 @@ import os
 import stat
 import sys
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -26,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from swcompile.errors import SwnetError, shown
-from swcompile.graph import Feature, LayerGraph, Run, Tap, unreadable
+from swcompile.graph import LayerGraph, Run, Tap
 
 FORMAT = "swcompile-plan"
 VERSION = 1
@@ -326,7 +325,7 @@ def parse(text: str, what: str) -> Any:
     def single(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         made = dict(pairs)
         if len(made) < len(pairs):
-            twice = _most_common(key for key, _ in pairs)
+            twice = Counter(key for key, _ in pairs).most_common(1)[0][0]
             raise SwnetError(f'{what} has the key "{twice[:80]}" twice in one object, where once is allowed. {ALTERED}')
         return made
 
@@ -334,10 +333,6 @@ def parse(text: str, what: str) -> Any:
         return json.loads(text, parse_constant=refuse, object_pairs_hook=single)
     except (ValueError, TypeError, RecursionError) as error:  # TypeError: it is not even text
         raise SwnetError(f"{what} is not JSON ({error}). {ALTERED}") from error
-
-
-def _most_common(names: Iterable[str]) -> str:
-    return Counter(names).most_common(1)[0][0]
 
 
 class _Reader:
@@ -468,140 +463,9 @@ class _Reader:
         return bits.reshape(shape).astype(np.bool_)
 
 
-def verify(plan: Plan, graph: LayerGraph) -> None:
-    """Raise SwnetError unless the plan fits the graph: nothing may be touched before this has passed.
-
-    Checked: the fingerprint; every layer known, eligible and wired once; every tap in range, compatible and earlier; no channel
-    read twice in one layer; columns ascending, disjoint and as wide as the taps; masks of the layer's shape; the promised counts
-    of parameters and multiply-accumulates.
-    """
-    if plan.fingerprint != graph.fingerprint:
-        raise SwnetError(
-            f"The plan was made for another model or input size: its fingerprint is {plan.fingerprint[:12]}, "
-            f"this model's {graph.fingerprint[:12]}. {AGAIN}"
-        )
-    names = [wiring.layer for wiring in plan.layers]
-    if len(set(names)) < len(names):
-        raise SwnetError(f"The plan wires a layer twice, {_most_common(names)}; one wiring a layer is allowed. {AGAIN}")
-    for wiring in plan.layers:
-        _verify_layer(wiring, graph, plan.options.conv_to_linear)
-    _verify_masks(plan)
-    _verify_bypassed(plan, graph)
-    _verify_counts(plan, graph)
-    params, macs = promised_change(plan.layers, graph)
-    if (plan.promise.params, plan.promise.macs) != (params, macs):
-        raise SwnetError(
-            f"The plan promises a change of {plan.promise.params:,} parameters and {plan.promise.macs:,} multiply-accumulates; "
-            f"its wirings make it {params:,} and {macs:,}. The plan was altered. {AGAIN}"
-        )
-
-
-def _verify_masks(plan: Plan) -> None:
-    needed = plan.options.wiring == "kernel"
-    for wiring in plan.layers:
-        if (wiring.mask is not None) is not needed:
-            found = "has no mask" if needed else "has a mask"
-            raise SwnetError(
-                f"In the plan, {wiring.layer} {found}; wiring={plan.options.wiring!r} gives one to "
-                f"{'every layer' if needed else 'no layer'}. {AGAIN}"
-            )
-
-
-def _verify_bypassed(plan: Plan, graph: LayerGraph) -> None:
-    sums = {producer.name: producer for producer in graph.producers if producer.kind == "sum"}
-    if plan.bypassed and (plan.options.wiring, plan.options.skips) != ("kernel", "remove"):
-        raise SwnetError(f"The plan bypasses sums, which only wiring='kernel' with skips='remove' does. {AGAIN}")
-    for name, kept in plan.bypassed:
-        if name not in sums or not 0 <= kept < len(sums[name].parts):
-            raise SwnetError(f"The plan bypasses {name!r} for its input {kept}; the model has no such sum. {AGAIN}")
-        if sum(run.width for run in sums[name].parts[kept]) != sums[name].channels:
-            raise SwnetError(f"The plan bypasses {name!r} for its input {kept}, which is narrower than the sum. {AGAIN}")
-    twice = [name for name, count in Counter(name for name, _ in plan.bypassed).items() if count > 1]
-    if twice:
-        raise SwnetError(f"The plan bypasses {twice[0]!r} twice, where a sum has one input that stays. {AGAIN}")
-
-
-def _verify_counts(plan: Plan, graph: LayerGraph) -> None:
-    """Check what the plan says of itself as far as it can be known without drawing it anew."""
-    asked, done = plan.requested_p, plan.promise
-    if asked not in P_POLICIES if isinstance(asked, str) else not 0 <= asked <= 1:
-        raise SwnetError(f"The plan says that p={asked!r} was asked for, which is neither a policy nor in [0, 1]. {AGAIN}")
-    moves = any(tap.feature != graph.layer_by_name[wiring.layer].feature for wiring in plan.layers for tap in wiring.taps)
-    sound = 0 <= done.moved <= done.units - done.pruned and done.pruned >= 0
-    if not sound or (moves and not done.moved):
-        raise SwnetError(
-            f"The plan promises {done.moved} moved and {done.pruned} pruned of {done.units}, which its wirings are not. {AGAIN}"
-        )
-
-
-def _verify_layer(wiring: LayerWiring, graph: LayerGraph, conv_to_linear: bool) -> None:
-    layer = graph.layer_by_name.get(wiring.layer)
-    if layer is None:
-        raise SwnetError(f"The plan wires a layer {wiring.layer!r}, which the model does not have. {AGAIN}")
-    if layer.refused is not None:
-        raise SwnetError(f"The plan wires {layer.name}, which cannot be rewired: {layer.refused}. {AGAIN}")
-    if not wiring.taps:
-        raise SwnetError(f"The plan leaves {layer.name} without any input. {AGAIN}")
-    for tap in wiring.taps:
-        feature = graph.feature_by_name.get(tap.feature)
-        if feature is None:
-            raise SwnetError(f"In the plan, {layer.name} taps a feature {tap.feature!r}, which the model does not have. {AGAIN}")
-        if tap.stop > feature.channels:
-            raise SwnetError(f"In the plan, {layer.name} taps {tap}; {tap.feature} has {feature.channels} channels. {AGAIN}")
-        reason = None if tap.feature == layer.feature else unreadable(graph, feature, layer, conv_to_linear=conv_to_linear)
-        if reason is not None:
-            raise SwnetError(f"In the plan, {layer.name} cannot tap {tap}: {reason}. {AGAIN}")
-    _verify_sources(wiring, graph)
-    if wiring.mask is not None:
-        if layer.groups > 1 or wiring.mask.shape != (layer.out_channels, wiring.width):
-            raise SwnetError(f"In the plan, the mask of {layer.name} has shape {wiring.mask.shape}; "
-                             f"{(layer.out_channels, wiring.width)} is needed, and one group. {AGAIN}")  # fmt: skip
-        return
-    ordered = all(start < stop for start, stop in wiring.columns) and list(wiring.columns) == sorted(wiring.columns)
-    ordered = ordered and bool(wiring.columns) and not _overlap(wiring.columns)
-    if not ordered or wiring.columns[0][0] < 0 or wiring.columns[-1][1] > layer.in_channels:
-        raise SwnetError(
-            f"In the plan, the columns of {layer.name} are not ascending parts of its {layer.in_channels} channels. {AGAIN}"
-        )
-    if sum(stop - start for start, stop in wiring.columns) != wiring.width:
-        raise SwnetError(f"In the plan, {layer.name} taps {wiring.width} channels for weights of another width. {AGAIN}")
-
-
-def _verify_sources(wiring: LayerWiring, graph: LayerGraph) -> None:
-    """Refuse a channel that is read in two slots, through one feature or through two (a concatenation and a piece of it)."""
-    seen: dict[tuple[int, int], Tap] = {}
-    sources = {name: _sources(graph.feature_by_name[name]) for name in {tap.feature for tap in wiring.taps}}
-    for tap in wiring.taps:
-        for source in sources[tap.feature][tap.start : tap.stop]:
-            other = seen.setdefault(source, tap)
-            if other is not tap:
-                channel = f"channel {source[0] & 0xFFFFFFFF} of {graph.producers[source[0] >> 32].name}"
-                raise SwnetError(
-                    f"In the plan, {wiring.layer} reads {channel} twice, in {other} and in {tap}; a layer reads no channel twice. "
-                    f"{AGAIN}"
-                )
-
-
-def _sources(feature: Feature) -> list[tuple[int, int]]:
-    """Return what each channel of a feature is: a channel of a producer, and how often the feature held that one before.
-
-    The slots of a flattened map, or of x in cat(x, x), are one channel but different slots; the first of them is x itself.
-    """
-    channels = channel_ids(feature.runs)
-    order = np.argsort(channels, kind="stable")
-    ordered = channels[order]
-    before = np.empty_like(channels)
-    before[order] = np.arange(len(channels)) - np.searchsorted(ordered, ordered)
-    return list(zip(channels.tolist(), before.tolist(), strict=True))
-
-
 def channel_ids(runs: Sequence[Run]) -> NDArray[np.int64]:
     """Return a number for each channel of a value: equal ones are the same channel of the same producer."""
     return np.concatenate([(run.producer << 32) + run.first + np.arange(run.width, dtype=np.int64) * run.step for run in runs])
-
-
-def _overlap(spans: Sequence[tuple[int, int]]) -> bool:
-    return any(right[0] < left[1] for left, right in pairwise(spans))
 
 
 def promised_change(wirings: Sequence[LayerWiring], graph: LayerGraph) -> tuple[int, int]:

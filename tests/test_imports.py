@@ -15,6 +15,7 @@ ORDER = (
     "graph",
     "metrics",
     "plan",
+    "verify",
     "wiring",
     "trace",
     "modules",
@@ -28,7 +29,7 @@ ORDER = (
     "cli",
 )
 """The stages, in the order in which data passes through them: each may import those in front of it, and its own parts."""
-WITHOUT_TORCH = ORDER[:5]
+WITHOUT_TORCH = ORDER[:6]
 INSIDE_FUNCTIONS: dict[str, set[str]] = {
     # so that --help and mistyped options answer without the second that torch takes to load
     "swcompile/cli.py": {f"swcompile.{name}" for name in ("api", "modelfile", "plan", "store", "tables")},

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 from swcompile.errors import SwnetError
 from swcompile.graph import GraphBuilder, LayerGraph, Run, Tap, slice_runs
-from swcompile.plan import VERSION, LayerWiring, Note, Options, Plan, Promise, promised_change, verify
+from swcompile.plan import VERSION, LayerWiring, Note, Options, Plan, Promise, promised_change
+from swcompile.verify import verify
 from swcompile.wiring import wire_block, wire_kernel
 from tests.graphs import chain, dense, residual
 

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from swcompile.errors import SwnetError
 from swcompile.graph import LayerGraph, Run
-from swcompile.plan import Options, Plan, verify
+from swcompile.plan import Options, Plan
+from swcompile.verify import verify
 from swcompile.wiring.block import wire_block
 from tests import graphs as graphs_by_hand
 

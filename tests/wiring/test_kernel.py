@@ -17,7 +17,8 @@ from swcompile.graph import GraphBuilder, LayerGraph, Run
 from swcompile.metrics import channel_graph
 from swcompile.metrics.clustering import clustering
 from swcompile.metrics.paths import paths
-from swcompile.plan import Options, Plan, verify
+from swcompile.plan import Options, Plan
+from swcompile.verify import verify
 from swcompile.wiring.kernel import wire_kernel
 from swcompile.wiring.kernel_links import choose, number_sources, ranks
 from swcompile.wiring.kernel_skips import unused, without_dense_links, without_skips

@@ -9,7 +9,8 @@ import pytest
 
 from swcompile.errors import SwnetError
 from swcompile.metrics import channel_graph, measure
-from swcompile.plan import Options, Plan, verify
+from swcompile.plan import Options, Plan
+from swcompile.verify import verify
 from swcompile.wiring import Curve, choose_p, explain, resolve, sweep, wire, wire_block
 
 P = (0.0, 0.1, 0.2, 0.3, 0.5, 1.0)
