@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 from swcompile import store
 from swcompile.check import Ledger, census, check
+from swcompile.collector import collector_paused
 from swcompile.errors import NothingToDoError, SwnetError, first_line
 from swcompile.graph import LayerGraph
 from swcompile.metrics import Figures, channel_graph, measure
@@ -406,6 +407,7 @@ def _announced(traced: Traced) -> Traced:
     return traced
 
 
+@collector_paused()
 def _decide(traced: Traced, options: Options, params: int | None, macs: int | None) -> Plan:
     if params is not None or macs is not None:
         total = sum(parameter.numel() for parameter in traced.root.parameters())
@@ -433,6 +435,7 @@ def _why_nothing(made: Plan) -> str:
     return f"Nothing can be rewired as asked (p={made.requested_p}, density={made.options.density:g}):\n{reasons}"
 
 
+@collector_paused()
 def _carry_out(traced: Traced, made: Plan, *, fresh: bool = False) -> RewiredModule:
     """Verify, rewrite, optimize and check: the rest of the way, once a plan is there."""
     verify(made, traced.graph)

@@ -154,10 +154,10 @@ def check(module: RewiredModule, plan: Plan, before: Census, example: Example, *
     different count of them is a note.
     """
     graph, taps = before.graph, plan.taps()
-    after = layer_graph(module.graphs[0], module, example, like=graph)
+    after = layer_graph(module.graphs[0], module.shell(), example, like=graph)
     _compare_reads(after, graph, taps, plan.bypassed)
     if before.eval_graph is not None and not plan.bypassed:  # which sums eval mode bypasses, only the rewriting knows
-        evaluated = layer_graph(module.graphs[1], module, example, like=before.eval_graph)
+        evaluated = layer_graph(module.graphs[1], module.shell(), example, like=before.eval_graph)
         _compare_reads(evaluated, before.eval_graph, _renamed(taps, before), ())
     masks = _masks(module, graph)
     _compare_masks(masks, plan)

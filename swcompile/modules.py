@@ -197,8 +197,9 @@ class RewiredModule(fx.GraphModule):
         if type(root).get_extra_state is not nn.Module.get_extra_state:
             made.__dict__["_extra_state"] = root.get_extra_state()
         _hold_extra_state(made)
-        made.eval_graph = eval_graph
-        made.recompile()
+        if eval_graph is not None:
+            made.eval_graph = eval_graph
+            made.recompile()
         return made
 
     @property
@@ -215,6 +216,10 @@ class RewiredModule(fx.GraphModule):
     def graphs(self) -> tuple[fx.Graph, ...]:
         """The graph for train mode, and the one for eval mode where it differs."""
         return (self._graph,) if self.eval_graph is None else (self._graph, self.eval_graph)
+
+    def shell(self) -> nn.Module:
+        """Return a bare module that holds the same modules, parameters and buffers."""
+        return _shell({name: self.__dict__[name] for name in _STATE if name in self.__dict__})
 
     def recompile(self) -> Any:
         """Compile the graphs, after they were changed, into `forward`."""
@@ -266,10 +271,11 @@ def _fill(
     fx.GraphModule.__init__(made, shell, graphs[0], name)
     made.__dict__.update({key: shell.__dict__[key] for key in _STATE if key in shell.__dict__})
     _hold_extra_state(made)
-    made.eval_graph = graphs[1] if len(graphs) > 1 else None
     made.swcompile = record
     made.meta = meta
-    made.recompile()
+    if len(graphs) > 1:
+        made.eval_graph = graphs[1]
+        made.recompile()
     return made
 
 

@@ -14,7 +14,7 @@ from swcompile.metrics.clustering import clustering
 from swcompile.metrics.directed import Sweep, directed
 from swcompile.metrics.paths import paths
 from swcompile.metrics.sampled import SOURCES, sample_clustering, sample_paths
-from swcompile.metrics.sampling import Intervals, Stream
+from swcompile.metrics.sampling import PRECISION, Intervals, Stream
 from swcompile.metrics.spread import Spread
 from swcompile.metrics.twins import without_twins
 
@@ -23,9 +23,9 @@ MOST_NODES = 50_000
 MOST_CLASSES = 4_096
 """... unless there are no more than so many classes of equal nodes: then they are exact all the same."""
 
-MOST_LAYERS, DEEP_SOURCES = 1_500, 64
+MOST_LAYERS, DEEP_SOURCES, DEEP_PRECISION = 1_500, 64, 0.02
 """In a plain chain every step of a search is one level, and there are as many as layers: exact path lengths would take time
-quadratic in them. Deeper networks are sampled, from as many sources as one word holds."""
+quadratic in them. Deeper networks are sampled: L from as many sources as one word holds, C to DEEP_PRECISION."""
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ def measure(channels: ChannelGraph, *, extended: bool = False, seed: int = 0) ->
         shape = _exact(channels)
         inward, outward = channels.in_degrees, channels.classes.degrees - channels.in_degrees
     else:
-        shape = _sampled(channels, seed, DEEP_SOURCES if deep else SOURCES)
+        shape = _sampled(channels, seed, *((DEEP_SOURCES, DEEP_PRECISION) if deep else (SOURCES, PRECISION)))
         origin = channels.cells.number >= 0
         inward, outward = sweep.inward[origin].astype(np.int64), sweep.outward()[origin].astype(np.int64)
     degrees = _degrees(channels, inward, outward)
@@ -161,9 +161,9 @@ def _exact(channels: ChannelGraph) -> Undirected:
     return Undirected(C, L, transitivity, unreachable)
 
 
-def _sampled(channels: ChannelGraph, seed: int, sources: int) -> Undirected:
+def _sampled(channels: ChannelGraph, seed: int, sources: int, precision: float) -> Undirected:
     spread, weight = Spread(channels), channels.weight
-    near = sample_clustering(spread, weight, Stream(seed, "wedges"))
+    near = sample_clustering(spread, weight, Stream(seed, "wedges"), precision)
     far = sample_paths(spread, weight, Stream(seed, "sources"), sources)
     return Undirected(near.C, far.L, near.transitivity, far.unreachable, Intervals(near.interval, far.interval))
 

@@ -11,11 +11,12 @@ from dataclasses import dataclass, field, replace
 from torch import fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from swcompile.collector import collector_paused
 from swcompile.errors import SwnetError
 from swcompile.graph import LayerGraph
 from swcompile.trace.attributes import caches
 from swcompile.trace.capture import Capture, Island, Steps, Subject, capture, tidy
-from swcompile.trace.copies import copy_model, refuse_strange, set_mode, skeleton
+from swcompile.trace.copies import copy_model, refuse_strange, skeleton
 from swcompile.trace.extract import extract
 from swcompile.trace.layers import LAYER_TYPES
 from swcompile.trace.lines import is_by_user, line_of
@@ -24,7 +25,7 @@ from swcompile.trace.shapes import (
     Example,
     describe_inputs,
     infer_example,
-    observe_memory,
+    is_observed,
     propagate,
     propagate_elsewhere,
     quiet,
@@ -62,6 +63,7 @@ class Traced:
         return (self.train_graph,) if self.eval_graph is None else (self.train_graph, self.eval_graph)
 
 
+@collector_paused()
 def trace(model: nn.Module, example_inputs: object = None, leaves: Iterable[str] = ()) -> Traced:
     """Copy and trace a model; the argument, its mode, its buffers and the random state stay untouched.
 
@@ -74,6 +76,7 @@ def trace(model: nn.Module, example_inputs: object = None, leaves: Iterable[str]
         return _trace(Subject(root, skeleton(root, mode), mode, example, _paths(model, leaves)), example_inputs is None)
 
 
+@collector_paused()
 def trace_structure(model: nn.Module, example_inputs: object = None, leaves: Iterable[str] = ()) -> Traced:
     """Trace a model without its weights: works on `meta`, and at no memory. For analysis and planning only."""
     with _bounded(model), _answering(model), caches():
@@ -132,7 +135,7 @@ def _paths(model: nn.Module, leaves: Iterable[str]) -> frozenset[str]:
 def _trace(subject: Subject, inferred: bool) -> Traced:
     captured = capture(subject)
     root, bare, example, mode = subject.root, subject.bare, subject.example, subject.mode
-    in_place = _purify(captured, subject)
+    in_place = _purify(captured, bare)
     graph = _layer_graph(captured.train_graph, root, bare, example, mode)
     names: dict[str, str] = {}
     if captured.eval_graph is not None:
@@ -178,16 +181,9 @@ def _above(path: str) -> Iterator[str]:
         yield path
 
 
-def _purify(captured: Capture, subject: Subject) -> frozenset[str]:
-    """Make the captured graphs pure, by what a run of each in its mode shows of shared memory."""
-    bare, both = subject.bare, captured.eval_graph
-    modes = {module: module.training for module in bare.modules()}
-    for training, graph in ((True, captured.train_graph), (False, both if both is not None else captured.train_graph)):
-        set_mode(bare, training)
-        observe_memory(graph, bare, subject.example, subject.mode)
-    for module, training in modes.items():
-        module.training = training
-    graphs = [captured.train_graph] if both is None else [captured.train_graph, both]
+def _purify(captured: Capture, bare: nn.Module) -> frozenset[str]:
+    """Make the captured graphs pure, by what their runs showed of shared memory."""
+    graphs = [graph for graph in (captured.train_graph, captured.eval_graph) if graph is not None]
     in_place = purify(captured.root, graphs)
     for path in in_place:
         bare.get_submodule(path).inplace = False  # type: ignore[assignment]  # a plain attribute
@@ -208,7 +204,8 @@ def layer_graph(graph: fx.Graph, root: nn.Module, example: Example, like: LayerG
 def _layer_graph(
     graph: fx.Graph, root: nn.Module, bare: nn.Module, example: Example, mode: FakeTensorMode, like: LayerGraph | None = None
 ) -> LayerGraph:
-    propagate(graph, bare, example, mode)
+    if like is not None or not is_observed(graph):
+        propagate(graph, bare, example, mode)
     if like is None:
         propagate_elsewhere(graph, bare, example, mode)
     return extract(graph, root, type(root).__name__, like)

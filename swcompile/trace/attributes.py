@@ -51,8 +51,11 @@ Held = dict[str, dict[str, tuple[object, int]]]
 
 
 def held(root: nn.Module) -> Held:
-    """Return the attributes of all modules, to be compared with what they are later."""
-    return {path: {name: (value, _length(value)) for name, value in vars(module).items()} for path, module in root.named_modules()}
+    """Return the attributes of all modules that not every module has, to be compared with what they are later."""
+    return {
+        path: {name: (value, _length(value)) for name, value in vars(module).items() if name not in _EVERYBODYS}
+        for path, module in root.named_modules()
+    }
 
 
 def changed(root: nn.Module, before: Held) -> list[str]:
@@ -61,7 +64,7 @@ def changed(root: nn.Module, before: Held) -> list[str]:
         f"{path}.{name}".lstrip(".")
         for path, values in held(root).items()
         for name, (value, length) in values.items()
-        if name not in _EVERYBODYS and _differs(before.get(path, {}).get(name), value, length)
+        if _differs(before.get(path, {}).get(name), value, length)
     ]
 
 

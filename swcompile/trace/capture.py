@@ -22,7 +22,18 @@ from swcompile.trace.interpret import map_in
 from swcompile.trace.lines import line_of
 from swcompile.trace.purify import WRITES, named_in_place
 from swcompile.trace.random_state import random_state
-from swcompile.trace.shapes import Example, Spec, arguments, check_arity, fakes, fixed_sizes, quiet, run_once, shapes_of
+from swcompile.trace.shapes import (
+    Example,
+    Spec,
+    arguments,
+    check_arity,
+    fakes,
+    fixed_sizes,
+    merge_memory,
+    observe,
+    quiet,
+    shapes_of,
+)
 from swcompile.trace.tracer import LayerTracer, UntraceableError
 from swcompile.trace.valued import ValuedTensor, ValuedTracer, by_values, reason_of
 
@@ -92,7 +103,8 @@ class Subject:
 
 
 def capture(subject: Subject) -> Capture:
-    """Trace in train and in eval mode. The graphs are as the user wrote them, not yet pure.
+    """Trace in train and in eval mode. The graphs are as the user wrote them, not yet pure, and show what a run in
+    their mode shows of shapes and shared memory.
 
     fx bakes `self.training` into its graphs: functional dropout, stochastic depth and auxiliary heads would stay in the mode of
     the trace. So both are traced, and only models whose code is the same in both get by with one graph.
@@ -106,11 +118,14 @@ def capture(subject: Subject) -> Capture:
         eval_graph, eval_constants, eval_steps = _trace(subject)
         same = _code(train_graph) == _code(eval_graph) and _equal(train_constants, eval_constants)
         _register(subject, train_graph, train_constants)
-        if not same:
+        if same:
+            merge_memory(train_graph, eval_graph)
+        else:
             _register(subject, eval_graph, _renamed(eval_graph, eval_constants, train_constants))
     finally:
         for module, training in modes:
-            module.training = training
+            if module.training != training:
+                module.training = training
     return Capture(root, train_graph, None if same else eval_graph, _both(steps, eval_steps))
 
 
@@ -134,25 +149,28 @@ def _trace(subject: Subject) -> _Found:
     decide = {name: value for name, value in fixed.items() if value is None or isinstance(value, bool)}
     try:
         found = _attempt(subject, LayerTracer(root, decide, subject.leaves, len(subject.example)), Steps())
-        _try(subject, found)
+        check_arity(found[0], subject.example)
+        _observe(subject, found)
         return found
     except SwnetError:
         raise
     except Exception as error:
         first = Steps("values", reason_of(error), line_of(error))
     try:
-        return _with_values(subject, fixed, first)
+        found = _with_values(subject, fixed, first)
     except Exception as error:
         raise SwnetError(_why_untraceable(root, subject.example, error)) from error
+    with suppress(Exception):  # the run that follows on the purified graph reports it
+        _observe(subject, found)
+    return found
 
 
-def _try(subject: Subject, found: _Found) -> None:
-    """Run a graph of plain fx once: fx follows a `try` whose body fails in earnest, and takes any buffer for any other."""
+def _observe(subject: Subject, found: _Found) -> None:
+    """Run a graph once: fx follows a `try` whose body fails in earnest, and takes any buffer for any other."""
     graph, constants, _ = found
-    check_arity(graph, subject.example)
     with attributes(subject.bare):
         subject.bare.__dict__.update(constants)
-        run_once(graph, subject.bare, subject.example, subject.mode)
+        observe(graph, subject.bare, subject.example, subject.mode)
 
 
 def _why_untraceable(root: nn.Module, example: Example, error: Exception) -> str:

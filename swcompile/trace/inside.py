@@ -17,6 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from swcompile.trace import rules
 from swcompile.trace.attributes import attributes
 from swcompile.trace.copies import skeleton
+from swcompile.trace.random_state import random_state
 from swcompile.trace.shapes import fakes, follow_shapes, spec_of
 from swcompile.trace.valued import ValuedTracer
 from swcompile.trace.values import CONSTANT, Value, opaque
@@ -49,8 +50,10 @@ def _seen(
     depth: int,
 ) -> Value | None:
     owner = module if module is not None else nn.Module()
-    with attributes(owner):  # a trace leaves constants among them
+    with attributes(owner), random_state() as drawn:  # a trace leaves constants among the attributes
         graph = trace(node, inputs, module)
+        if drawn():  # the next call may go another way
+            raise _NotSeenError
         follow_shapes(graph, owner, [spec_of(source) for source in inputs])
         return _Inside(graph, module, [outside.value(source) for source in inputs], outside, depth).run()
 

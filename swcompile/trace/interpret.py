@@ -15,6 +15,7 @@ from torch.fx.immutable_collections import immutable_dict, immutable_list
 from torch.utils._python_dispatch import _disable_current_modes
 
 from swcompile.trace.copies import copying_fakes
+from swcompile.trace.memo import remembered
 from swcompile.trace.random_state import random_state
 
 
@@ -68,10 +69,8 @@ def run_node(node: fx.Node, root: nn.Module, args: tuple[Any, ...], kwargs: dict
 
 def run_module(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Run a module on fake tensors; on random values of the same shapes where it decides by values, which fake ones have not."""
-    if _only_normalises(module, args):
-        return torch.empty_like(args[0])
     try:
-        return module(*args, **kwargs)
+        return module(*args, **kwargs) if kwargs else remembered(module, args, lambda: module(*args))
     except Exception as on_fakes:
         mode = detect_fake_mode(tensors((args, kwargs)))
         if mode is None:
@@ -82,16 +81,6 @@ def run_module(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any])
         except Exception:  # what does not run on values either has failed for the first reason
             raise on_fakes from None
         return map_in(real, torch.Tensor, mode.from_tensor)
-
-
-def _only_normalises(module: nn.Module, args: tuple[Any, ...]) -> bool:
-    """Whether a call is that of a plain batch norm, whose shape is that of its input.
-
-    torch takes a fake one apart into some 20 operations: 60% of the time of tracing a DenseNet.
-    """
-    if type(module) not in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d) or module._forward_hooks or module._forward_pre_hooks:
-        return False
-    return len(args) == 1 and isinstance(args[0], FakeTensor) and args[0].dim() > 1 and args[0].shape[1] == module.num_features
 
 
 def _real(module: nn.Module) -> nn.Module:

@@ -83,16 +83,17 @@ def purify_graph(graph: fx.Graph, in_place: Container[str] = ()) -> set[str]:
     what is known from MEMORY where a run was observed, else from the names of views.
     """
     order = {node: place for place, node in enumerate(graph.nodes)}
+    memory = _Memory(graph)
     kept: set[str] = set()
     for node in list(graph.nodes):
         for target in _overwritten(node, in_place):
-            family = _aliases(target)
+            family = _aliases(target, memory)
             if not _has_pure_form(node, in_place) or target.op == "get_attr" or _seen_elsewhere(node, target, family, order):
                 _leave_in_place(node, family)
                 kept.update([str(node.target)] if node.op == "call_module" else [])
                 continue
             _make_pure(node)
-            _move_memory(node, target, order)
+            memory.move(node, target, order)
             for user in [user for user in target.users if order[user] > order[node]]:
                 user.replace_input_with(target, node)
     return kept
@@ -111,15 +112,28 @@ def _leave_in_place(node: fx.Node, family: Iterable[fx.Node]) -> None:
     node.meta[WRITES] = True
 
 
-def _move_memory(node: fx.Node, target: fx.Node, order: dict[fx.Node, int]) -> None:
-    """Give what a pure operation makes, and all later views of it, memory apart from its input's."""
-    old = target.meta.get(MEMORY, frozenset())
-    if not old:
-        return
-    for later in node.graph.nodes:
-        mine = later.meta.get(MEMORY, frozenset())
-        if order.get(later, -1) >= order[node] and mine & old:
-            later.meta[MEMORY] = (mine - old) | {(node.name, storage) for storage in mine & old}
+class _Memory:
+    """Which values live in which storage, as a run showed it and purifying changes it."""
+
+    def __init__(self, graph: fx.Graph) -> None:
+        self._tenants: dict[object, set[fx.Node]] = {}
+        for node in graph.nodes:
+            for storage in node.meta.get(MEMORY, ()):
+                self._tenants.setdefault(storage, set()).add(node)
+
+    def sharing(self, node: fx.Node) -> set[fx.Node]:
+        """Return the values that share memory with one, itself included."""
+        return {node}.union(*(self._tenants[storage] for storage in node.meta[MEMORY]))
+
+    def move(self, node: fx.Node, target: fx.Node, order: dict[fx.Node, int]) -> None:
+        """Give what a pure operation makes, and all later views of it, memory apart from its input's."""
+        for storage in target.meta.get(MEMORY, ()):
+            later = {tenant for tenant in self._tenants[storage] if order[tenant] >= order[node]}
+            apart = object()
+            self._tenants[storage] -= later
+            self._tenants[apart] = later
+            for tenant in later:
+                tenant.meta[MEMORY] = (tenant.meta[MEMORY] - {storage}) | {apart}
 
 
 def _seen_elsewhere(node: fx.Node, target: fx.Node, family: set[fx.Node], order: dict[fx.Node, int]) -> bool:
@@ -182,14 +196,13 @@ def _pure_method(name: str) -> str | None:
     return pure if name not in _FILLING and callable(getattr(torch.Tensor, pure, None)) else None
 
 
-def _aliases(node: fx.Node) -> set[fx.Node]:
+def _aliases(node: fx.Node, memory: _Memory) -> set[fx.Node]:
     """Return every value that shares memory with `node` through views, `node` included.
 
     The pieces of one split lie side by side: they share memory with what was split, not with each other.
     """
     if MEMORY in node.meta:
-        sharing = (other for other in node.graph.nodes if other.meta.get(MEMORY, frozenset()) & node.meta[MEMORY])
-        return {node, *(other for other in sharing if not _side_by_side(other, node))}
+        return {other for other in memory.sharing(node) if other is node or not _side_by_side(other, node)}
     family, pending = {node}, [node]
     siblings: set[fx.Node] = set()
     while pending:

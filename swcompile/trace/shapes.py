@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import logging
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +20,7 @@ from swcompile.trace.copies import set_mode, skeleton
 from swcompile.trace.interpret import map_in, run_module, tensors, thawed
 from swcompile.trace.layers import LAYER_TYPES
 from swcompile.trace.lines import WHERE
+from swcompile.trace.memo import concatenated, divided
 from swcompile.trace.purify import MEMORY, NARROWS, WRITTEN
 from swcompile.trace.random_state import random_state
 
@@ -219,6 +220,10 @@ class _FakeRun(fx.Interpreter):
         args, kwargs = super().fetch_args_kwargs_from_env(n)
         return thawed(args), thawed(kwargs)
 
+    def run_node(self, n: fx.Node) -> Any:
+        args, kwargs = self.fetch_args_kwargs_from_env(n)
+        return getattr(self, n.op)(n.target, args, kwargs)  # fx would note the node for tracebacks, at a third of the time
+
     def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return run_module(self.fetch_attr(target), args, kwargs)
 
@@ -228,22 +233,34 @@ class _ShapeProp(_FakeRun):
 
     key = SHAPE
 
+    def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        known = None
+        if target in _KNOWN and not kwargs and not torch.is_autocast_enabled("cpu"):
+            known = _KNOWN[target](*args)
+        return super().call_function(target, args, kwargs) if known is None else known
+
     def run_node(self, n: fx.Node) -> Any:
         result = super().run_node(n)
         n.meta[self.key] = map_in(result, torch.Tensor, lambda tensor: Spec(tuple(tensor.shape), tensor.dtype))
         return result
 
 
-class _MemoryProp(_FakeRun):
-    """Note which storages each value lives in, and which inputs each call overwrites."""
+_KNOWN: dict[Any, Callable[..., Any]] = {torch.cat: concatenated, torch.split: divided}
+"""What our own rewriting puts in, whose every call is another to torch's cache of fake results."""
+
+
+class _Observation(_ShapeProp):
+    """Note which storages each value lives in, and which inputs each call overwrites, besides its shape."""
 
     mode = "train"
+
+    def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return _FakeRun.call_function(self, target, args, kwargs)  # the pieces of a split share memory
 
     def run_node(self, n: fx.Node) -> Any:
         before = {source: _versions(self.env[source]) for source in n.all_input_nodes}
         result = super().run_node(n)
-        storages = frozenset((self.mode, tensor.untyped_storage()._cdata) for tensor in tensors(result))
-        n.meta[MEMORY] = n.meta.get(MEMORY, frozenset()) | storages
+        n.meta[MEMORY] = frozenset((self.mode, tensor.untyped_storage()._cdata) for tensor in tensors(result))
         written = tuple(source for source, versions in before.items() if _versions(self.env[source]) != versions)
         if written:
             n.meta[WRITTEN] = written
@@ -261,28 +278,45 @@ def _versions(value: Any) -> list[int]:
     return [tensor._version for tensor in tensors(value)]
 
 
-def run_once(graph: fx.Graph, root: nn.Module, example: Example, mode: FakeTensorMode) -> None:
-    """Run a graph on fake tensors; whatever its code raises comes through."""
-    with quiet(), random_state(), mode, torch.no_grad():
-        _FakeRun(root, graph=graph).run(*fakes(example, mode))
+def observe(graph: fx.Graph, root: nn.Module, example: Example, mode: FakeTensorMode) -> None:
+    """Write into the nodes of a graph, as the user wrote it, their shapes, what shares memory with what, and who writes into it.
 
-
-def observe_memory(graph: fx.Graph, root: nn.Module, example: Example, mode: FakeTensorMode) -> None:
-    """Write into the nodes of a graph, as the user wrote it, what shares memory with what and who writes into it.
-
-    In the module's present mode; a second call in the other mode adds to the first, since dropout is an alias in one of them.
-    Where the graph does not run on the example, nothing is written; `propagate` will say why.
+    Whatever its code raises comes through, and then nothing is written. The module's present mode counts: dropout is an alias in
+    one of them.
     """
     try:
-        with quiet(), mode, torch.no_grad():
-            run = _MemoryProp(root, False, graph)
+        with quiet(), random_state(), mode, torch.no_grad():
+            run = _Observation(root, False, graph)
             run.mode = "train" if root.training else "eval"
             run.run(*fakes(example, mode))
-    except Exception:  # the same run follows on the purified graph, and reports it
-        for node in graph.nodes:
-            node.meta.pop(MEMORY, None)
-            node.meta.pop(WRITTEN, None)
-            node.meta.pop(NARROWS, None)
+    except Exception:
+        _forget(graph)
+        raise
+
+
+def is_observed(graph: fx.Graph) -> bool:
+    """Whether a run has shown the shape of every value."""
+    return all(SHAPE in node.meta for node in graph.nodes)
+
+
+def merge_memory(graph: fx.Graph, other: fx.Graph) -> None:
+    """Add to what was observed of a graph what was observed of its twin, which has the same code, in the other mode."""
+    if not (is_observed(graph) and is_observed(other)):
+        _forget(graph)
+        return
+    twins = dict(zip(other.nodes, graph.nodes, strict=True))
+    for theirs, ours in twins.items():
+        ours.meta[MEMORY] |= theirs.meta[MEMORY]
+        if WRITTEN in theirs.meta:
+            written = (*ours.meta.get(WRITTEN, ()), *(twins[source] for source in theirs.meta[WRITTEN]))
+            ours.meta[WRITTEN] = tuple(dict.fromkeys(written))
+            ours.meta[NARROWS] = ours.meta.get(NARROWS, False) or theirs.meta[NARROWS]
+
+
+def _forget(graph: fx.Graph) -> None:
+    for node in graph.nodes:
+        for key in (SHAPE, MEMORY, WRITTEN, NARROWS):
+            node.meta.pop(key, None)
 
 
 def follow_shapes(graph: fx.Graph, root: nn.Module, specs: Sequence[Spec | None]) -> None:
