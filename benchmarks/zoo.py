@@ -6,10 +6,11 @@
     python -m benchmarks.zoo --zoo timm --all     all of timm's: days
 
 A model passes when at p = 0 outputs, gradients and buffers equal the original's to the bit, in train mode (same random state,
-dropout, stochastic depth and auxiliary heads on) and in eval mode; and at p = 0.3 outputs are finite and of the same structure,
-every parameter that had a gradient has one, the number of parameters and the keys of the state dict are the original's, and the
-model runs at another batch size, and at another image size wherever plain tracing sufficed. Of detectors the backbone is examined,
-since their own forward decides by values. A model may be refused, with a reason; it may not fail.
+dropout, stochastic depth and auxiliary heads on) and in eval mode, there also at other sizes; and at p = 0.3 outputs are finite
+and of the same structure, every parameter that had a gradient has one, the number of parameters and the keys of the state dict
+are the original's, and the model runs at another batch size, and at another image size wherever plain tracing sufficed. Of
+detectors the backbone is examined, since their own forward decides by values. A model may be refused, with a reason; it may not
+fail.
 """
 
 from __future__ import annotations
@@ -62,7 +63,11 @@ class Case:
 
 @dataclass
 class Outcome:
-    """What came of a model. `outcome` is "passed", "refused" or "failed", both with a reason; `moved` is the share of its links."""
+    """What came of a model.
+
+    `outcome` is "passed", "refused" or "failed", the last two with a reason. `elsewhere` are the other sizes ("batch", "image") at
+    which it ran, too: one is missing where the original itself does not take it. `moved` is the share of its links that moved.
+    """
 
     name: str
     family: str
@@ -72,6 +77,7 @@ class Outcome:
     step: str = ""
     islands: int = 0
     fixed: tuple[str, ...] = ()
+    elsewhere: tuple[str, ...] = ()
     layers: int = 0
     moved: float = 0.0
     params: int = 0
@@ -144,7 +150,7 @@ def _examine(case: Case, outcome: Outcome) -> None:
     outcome.shape, outcome.layers, outcome.step = size, len(traced.graph.layers), traced.steps.step
     outcome.islands, outcome.fixed = len(traced.steps.islands), traced.steps.fixed
     outcome.params = sum(parameter.numel() for parameter in model.parameters())
-    _same_at_p_0(model, inputs)
+    _same_at_p_0(model, inputs, outcome)
     gc.collect()
     _sound_when_rewired(model, inputs, outcome)
 
@@ -188,7 +194,7 @@ def _tensors(value: Any) -> list[Tensor]:
     return [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
 
 
-def _same_at_p_0(model: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+def _same_at_p_0(model: nn.Module, inputs: tuple[Tensor, ...], outcome: Outcome) -> None:
     rewired = swnet.transform(model, inputs, p=0.0)
     state = copy.deepcopy(model.state_dict())  # with its metadata: some models look at the version of what they load
     for training in (True, False):
@@ -197,6 +203,8 @@ def _same_at_p_0(model: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         _equal(f"outputs, training={training}", _tensors(ours), _tensors(theirs))
         _equal(f"gradients, training={training}", list(grads.values()), list(others.values()))
         _equal("buffers", list(model.state_dict().values()), list(rewired.state_dict().values()))
+    for what, wanted, made in _elsewhere(model, rewired, inputs, outcome):
+        _equal(f"outputs at another {what} size", wanted, made)
     model.load_state_dict(state)
     model.zero_grad()
 
@@ -222,23 +230,35 @@ def _sound_when_rewired(model: nn.Module, inputs: tuple[Tensor, ...], outcome: O
         assert not finite or all(value.isfinite().all() for value in _tensors(made)), "outputs that are not finite"
         lost = [name for name, grad in grads.items() if grad is not None and others[name] is None]
         assert not lost, f"no gradient any more: {', '.join(lost[:3])}"
-    _runs_at(rewired, model, (inputs[0].shape[0] + 1, *inputs[0].shape[1:]), len(inputs))
-    if outcome.step == "plain":
-        larger = tuple(side + 32 for side in inputs[0].shape[-2:])
-        _runs_at(rewired, model, (*inputs[0].shape[:-2], *larger), len(inputs))
+    ran = []
+    for what, wanted, made in _elsewhere(model, rewired, inputs, outcome):
+        assert [value.shape for value in made] == [value.shape for value in wanted], f"other shapes at another {what} size"
+        finite = all(value.isfinite().all() for value in wanted)
+        assert not finite or all(value.isfinite().all() for value in made), f"outputs that are not finite at another {what} size"
+        ran.append(what)
+    outcome.elsewhere = tuple(ran)
     ledger = swnet.ledger(rewired)
     outcome.moved = round(ledger.links_moved / max(ledger.before.links, 1), 4)
 
 
-def _runs_at(rewired: nn.Module, model: nn.Module, shape: tuple[int, ...], count: int) -> None:
-    """Run at another size, if the original does."""
-    inputs = _inputs(shape, count)
-    try:
-        wanted, _ = _run(model, inputs, False)
-    except Exception:  # whatever a model raises at a size that it was not made for
-        return
-    made, _ = _run(rewired, inputs, False)
-    assert [value.shape for value in _tensors(made)] == [value.shape for value in _tensors(wanted)], f"other shapes at {shape}"
+def _elsewhere(
+    model: nn.Module, rewired: nn.Module, inputs: tuple[Tensor, ...], outcome: Outcome
+) -> Iterator[tuple[str, list[Tensor], list[Tensor]]]:
+    """Yield the outputs of both at another batch size, and at another image size where plain tracing sufficed.
+
+    A size that the original does not take is left out; that the result does not take it is an error.
+    """
+    batch, *rest = inputs[0].shape
+    shapes = {"batch": (batch + 1, *rest)}
+    if outcome.step == "plain":
+        shapes["image"] = (batch, *rest[:-2], *(side + 32 for side in rest[-2:]))
+    for what, shape in shapes.items():
+        others = _inputs(shape, len(inputs))
+        try:
+            wanted, _ = _run(model, others, False)
+        except Exception:  # whatever a model raises at a size that it was not made for
+            continue
+        yield what, _tensors(wanted), _tensors(_run(rewired, others, False)[0])
 
 
 def table(outcomes: Sequence[Outcome], zoo: str) -> Table:
@@ -260,7 +280,10 @@ def recorded(file: Path) -> list[Outcome]:
     kept = json.loads(file.read_text(encoding="utf-8"))
     if kept["commit"] != commit() or kept["commit"].endswith("-dirty"):
         return []
-    return [Outcome(**row | {"shape": tuple(row["shape"]), "fixed": tuple(row["fixed"])}) for row in kept["rows"]]
+    return [
+        Outcome(**row | {"shape": tuple(row["shape"]), "fixed": tuple(row["fixed"]), "elsewhere": tuple(row["elsewhere"])})
+        for row in kept["rows"]
+    ]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

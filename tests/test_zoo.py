@@ -23,6 +23,7 @@ def test_a_model_of_the_zoo_passes(name: str) -> None:
     outcome = examine(case)
     assert (outcome.outcome, outcome.reason) == ("passed", "")
     assert outcome.moved > 0
+    assert "batch" in outcome.elsewhere
     assert outcome.trace_s < 10
 
 
