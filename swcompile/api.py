@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,7 +29,6 @@ from swcompile.trace import Example, Steps, Traced, trace, trace_structure
 from swcompile.trace.shapes import Spec
 from swcompile.verify import verify
 from swcompile.wiring import Curve, sweep, wire
-from swcompile.wiring.budget import to_budget
 from swcompile.wiring.eligible import eligible
 from swcompile.wiring.policy import choose_p
 
@@ -93,6 +92,8 @@ def transform(
     density: float = 1.0,
     params: int | None = None,
     macs: int | None = None,
+    keep: Mapping[str, float] | Sequence[tuple[str, float]] = (),
+    spread: str = "uniform",
     wiring: str = "block",
     block: int | str = "auto",
     resample: str = "max",
@@ -115,7 +116,10 @@ def transform(
         p: the share of each layer's input blocks (or links) that become long-range, from 0 to 1, or a policy: "auto", "boundary"
             (the smallest p that makes a small world, S_G >= 1) or "max_S".
         density: the share of input blocks that stay; below 1 the layers' weights become physically smaller.
-        params, macs: instead of density, the most parameters or multiply-accumulates that the whole model may have.
+        params, macs: instead of density, the most parameters or multiply-accumulates that the whole model may have. The result
+            has no more, and less only by what makes no whole block.
+        keep: instead of density, the share of blocks that stay by patterns of layer names: {"stage3.*": 0.5}.
+        spread: how layers share what stays: "uniform", "erk" (wide layers keep less, as in RigL) or "global" (one ranking).
         wiring: "block" (one wiring per layer, in blocks of channels) or "kernel" (link by link, as in the SWNet paper, masked).
         block: channels per block, "auto" or "producer" (all channels of a producer).
         resample: how larger feature maps shrink to the reader's size: "max", "avg" or "stride".
@@ -144,6 +148,10 @@ def transform(
         wiring=wiring,
         p=p,
         density=density,
+        params=params,
+        macs=macs,
+        keep=keep,  # type: ignore[arg-type]  # which it turns into pairs
+        spread=spread,
         block=block,
         resample=resample,
         reach=reach,
@@ -156,10 +164,9 @@ def transform(
         conv_to_linear=conv_to_linear,
         min_in_degree=min_in_degree,
     )
-    _check_budget(options, params, macs)
     traced = _traced(trace, model, example_inputs, leaf_modules)
-    made = _decide(traced, options, params, macs)
-    if not made.layers and (options.p != 0 or options.density < 1 or params is not None or macs is not None):
+    made = _decide(traced, options)
+    if not made.layers and (options.p != 0 or options.prunes):
         raise NothingToDoError(_why_nothing(made))
     return _carry_out(traced, made, fresh=True)
 
@@ -172,6 +179,8 @@ def plan(
     density: float = 1.0,
     params: int | None = None,
     macs: int | None = None,
+    keep: Mapping[str, float] | Sequence[tuple[str, float]] = (),
+    spread: str = "uniform",
     wiring: str = "block",
     block: int | str = "auto",
     resample: str = "max",
@@ -191,6 +200,10 @@ def plan(
         wiring=wiring,
         p=p,
         density=density,
+        params=params,
+        macs=macs,
+        keep=keep,  # type: ignore[arg-type]  # which it turns into pairs
+        spread=spread,
         block=block,
         resample=resample,
         reach=reach,
@@ -203,8 +216,7 @@ def plan(
         conv_to_linear=conv_to_linear,
         min_in_degree=min_in_degree,
     )
-    _check_budget(options, params, macs)
-    return _decide(_traced(trace_structure, model, example_inputs, leaf_modules), options, params, macs)
+    return _decide(_traced(trace_structure, model, example_inputs, leaf_modules), options)
 
 
 def apply(model: nn.Module | ExportedProgram, plan: Plan, example_inputs: object = None) -> RewiredModule:
@@ -223,6 +235,10 @@ def analyze(
     *,
     p: float | str = "auto",
     density: float = 1.0,
+    params: int | None = None,
+    macs: int | None = None,
+    keep: Mapping[str, float] | Sequence[tuple[str, float]] = (),
+    spread: str = "uniform",
     wiring: str = "block",
     block: int | str = "auto",
     resample: str = "max",
@@ -239,6 +255,10 @@ def analyze(
         wiring=wiring,
         p=p,
         density=density,
+        params=params,
+        macs=macs,
+        keep=keep,  # type: ignore[arg-type]  # which it turns into pairs
+        spread=spread,
         block=block,
         resample=resample,
         reach=reach,
@@ -388,17 +408,6 @@ def _leaves(model: nn.Module, named: Sequence[str | type[nn.Module]]) -> tuple[s
     return tuple(dict.fromkeys(paths))
 
 
-def _check_budget(options: Options, params: int | None, macs: int | None) -> None:
-    given = [name for name, value in (("density", options.density != 1), ("params", params), ("macs", macs)) if value]
-    if len(given) > 1:
-        raise SwnetError(f"{' and '.join(given)} were given; they are different ways to say one thing, so take at most one.")
-    for name, value in (("params", params), ("macs", macs)):
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or not value >= 1):
-            raise SwnetError(f"{name}={value!r} is not a budget; take a positive number.")
-        if value is not None and options.wiring == "kernel":
-            raise SwnetError(f"{name} does not apply to wiring='kernel', which keeps the number of links; use wiring='block'.")
-
-
 def _announced(traced: Traced) -> Traced:
     if traced.inferred:
         _log.warning(
@@ -408,10 +417,7 @@ def _announced(traced: Traced) -> Traced:
 
 
 @collector_paused()
-def _decide(traced: Traced, options: Options, params: int | None, macs: int | None) -> Plan:
-    if params is not None or macs is not None:
-        total = sum(parameter.numel() for parameter in traced.root.parameters())
-        options = to_budget(traced.graph, options, total, params=params, macs=macs)
+def _decide(traced: Traced, options: Options) -> Plan:
     made = wire(traced.graph, options)
     notes = (*made.notes, *(Note("*", said) for said in _said(traced)))
     return replace(made, notes=notes, leaves=tuple(sorted(traced.leaves)))
@@ -432,7 +438,7 @@ def _said(traced: Traced) -> Iterator[str]:
 
 def _why_nothing(made: Plan) -> str:
     reasons = "\n".join(f"  {note}" for note in made.notes) or "  its forward calls no convolution and no linear layer"
-    return f"Nothing can be rewired as asked (p={made.requested_p}, density={made.options.density:g}):\n{reasons}"
+    return f"Nothing can be rewired as asked (p={made.requested_p}, {made.options.asked_to_keep}):\n{reasons}"
 
 
 @collector_paused()

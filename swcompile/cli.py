@@ -63,6 +63,32 @@ class NumberOrWord(click.ParamType[Any]):
         return value
 
 
+class Amount(click.ParamType[Any]):
+    """A whole number, also written as 85e6; what is none is left for the options to refuse."""
+
+    name = "amount"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        for kind in (int, float):
+            with contextlib.suppress(ValueError):
+                return kind(value)
+        return value
+
+
+class NameAndShare(click.ParamType[Any]):
+    """NAME=SHARE as a pair; what is no share is left for the options to refuse."""
+
+    name = "layers=share"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not isinstance(value, str):
+            return value
+        layers, _, share = value.rpartition("=")
+        with contextlib.suppress(ValueError):
+            return layers, float(share)
+        return layers or value, share
+
+
 class Terminated(KeyboardInterrupt):
     """SIGTERM: temporary files go as they do after Ctrl-C."""
 
@@ -94,6 +120,12 @@ _graph_options = _options(
     click.option("--p", type=NumberOrWord(float, "p"), default="auto", metavar="P|auto|boundary|max_S", help="Share of links that "
                  "become long-range. [default: auto]"),
     click.option("--density", type=float, default=1.0, help="Share of links that are kept. [default: 1]"),
+    click.option("--params", type=Amount(), metavar="N", help="Instead of --density: at most N parameters."),
+    click.option("--macs", type=Amount(), metavar="N", help="Instead of --density: at most N multiply-accumulates a sample."),
+    click.option("--keep", type=NameAndShare(), multiple=True, default=(), metavar="LAYERS=SHARE", help="Instead of --density: the "
+                 "share of links that layers with such names keep, as in 'stage3.*=0.5'. Repeatable."),
+    click.option("--spread", default="uniform", metavar="uniform|erk|global", help="How layers share what is kept. [default: "
+                 "uniform]"),
     click.option("--wiring", default="block", metavar="block|kernel", help="Move blocks of channels or links. [default: block]"),
     click.option("--block", type=NumberOrWord(int, "block"), default="auto", metavar="N|auto|producer", help="Channels a block. "
                  "[default: auto]"),
@@ -109,8 +141,6 @@ _graph_options = _options(
     click.option("--skips", default="keep", metavar="keep|remove", help="Wiring kernel: the model's shortcuts. [default: keep]"),
 )  # fmt: skip
 _budget_options = _options(
-    click.option("--params", type=int, metavar="N", help="Instead of --density: at most N parameters."),
-    click.option("--macs", type=int, metavar="N", help="Instead of --density: at most N multiply-accumulates a sample."),
     click.option("--budget", default="links", metavar="links|params", help="Wiring kernel: what stays constant. [default: links]"),
     click.option("--init", default="he", metavar="he|dense", help="Wiring kernel: initialisation. [default: he]"),
     click.option("--conv-to-linear", is_flag=True, default=False, help="Wiring kernel: links from maps to linear layers too."),

@@ -202,7 +202,7 @@ class LayerGraph:
     """A network as layers, features and producers, each in topological order.
 
     `sinks` are the runs that something other than a layer consumes: the network's output, a gate, an opaque operation. A
-    channel is dead when neither a layer nor a sink reads it, alone or as part of a sum.
+    channel is dead when neither a layer nor a sink reads it, alone or as part of a sum. `params` counts the whole model's.
     """
 
     name: str
@@ -211,6 +211,7 @@ class LayerGraph:
     layers: tuple[Layer, ...]
     sinks: tuple[Run, ...] = ()
     opaque: tuple[tuple[str, str], ...] = field(default=(), compare=False)
+    params: int = field(default=0, compare=False)
 
     @cached_property
     def feature_by_name(self) -> dict[str, Feature]:
@@ -513,8 +514,10 @@ class GraphBuilder:
         """Note that something other than a layer reads this value."""
         self.sinks.extend(value)
 
-    def finish(self) -> LayerGraph:
-        """Return the graph as frozen data."""
+    def finish(self, params: int | None = None) -> LayerGraph:
+        """Return the graph as frozen data; `params` is how many the whole model has, those of the layers' links where None."""
+        if params is None:
+            params = sum(layer.links * layer.kernel_area + layer.in_channels * layer.chain_params for layer in self.layers)
         features = sorted(self.features.values(), key=lambda feature: feature.position)
         return LayerGraph(
             self.name,
@@ -523,6 +526,7 @@ class GraphBuilder:
             tuple(self.layers),
             tuple(dict.fromkeys(self.sinks)),
             tuple(self.opaque),
+            params,
         )
 
 

@@ -19,7 +19,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,7 +57,10 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
     "skips": ("keep", "remove"),
     "budget": ("links", "params"),
     "init": ("he", "dense"),
+    "spread": ("uniform", "erk", "global"),
 }
+BUDGETS: Mapping[str, Any] = {"density": 1.0, "params": None, "macs": None, "keep": ()}
+"""The options that say how much is to stay, with the values that keep all."""
 P_POLICIES = ("auto", "boundary", "max_S")
 BLOCK_RULES = ("auto", "producer")
 
@@ -66,13 +69,18 @@ BLOCK_RULES = ("auto", "producer")
 class Options:
     """What the user asked of a wiring. Every field is an argument of `swnet.transform`, which explains it.
 
-    `skips`, `budget`, `init`, `conv_to_linear` and `min_in_degree` belong to the wiring `kernel`; `block`, `density`, `dead` and
-    `reach` to `block`. Raises SwnetError for a value outside its range.
+    `skips`, `budget`, `init`, `conv_to_linear` and `min_in_degree` belong to the wiring `kernel`; `block`, `dead`, `reach`,
+    `spread` and the budgets (`density`, `params`, `macs`, `keep`: at most one of them) to `block`. `keep` may be given as a
+    mapping, and is kept as pairs. Raises SwnetError for a value outside its range.
     """
 
     wiring: str = "block"
     p: float | str = "auto"
     density: float = 1.0
+    params: int | None = None
+    macs: int | None = None
+    keep: tuple[tuple[str, float], ...] = ()
+    spread: str = "uniform"
     block: int | str = "auto"
     resample: str = "max"
     reach: str = "uniform"
@@ -104,8 +112,51 @@ class Options:
             raise SwnetError(f"seed={shown(self.seed)} is not a seed; take a whole number from 0 up.")
         if not _is_count(self.min_in_degree, at_least=0):
             raise SwnetError(f"min_in_degree={shown(self.min_in_degree)} is not a degree; take a whole number from 0 up.")
-        if self.wiring == "kernel" and self.density != 1:
-            raise SwnetError("density does not apply to wiring='kernel', which keeps the number of links; use wiring='block'.")
+        for name in ("params", "macs"):
+            self._check_budget(name)
+        self._check_keep()
+        given = [name for name in BUDGETS if getattr(self, name) != BUDGETS[name]]
+        if len(given) > 1:
+            raise SwnetError(f"{' and '.join(given)} were given; they are different ways to say one thing, so take at most one.")
+        if self.wiring == "kernel" and given:
+            raise SwnetError(f"{given[0]} does not apply to wiring='kernel', which keeps the number of links; use wiring='block'.")
+
+    def _check_budget(self, name: str) -> None:
+        value = getattr(self, name)
+        if value is None:
+            return
+        if not _is_real(value) or not 1 <= value < 1 << 63:
+            raise SwnetError(f"{name}={shown(value)} is not a budget; take a positive number.")
+        object.__setattr__(self, name, int(value))
+
+    def _check_keep(self) -> None:
+        given: Any = self.keep
+        pairs = tuple(given.items()) if isinstance(given, Mapping) else given
+        try:
+            kept = tuple((pattern, share) for pattern, share in pairs)
+        except (TypeError, ValueError):
+            kept = (("", 0),)
+        for pattern, share in kept:
+            if not _is_name(pattern) or not pattern or not _is_real(share) or not 0 < share <= 1:
+                raise SwnetError(
+                    f"keep={shown(given)} does not give shares by name; write a share above 0 and up to 1 for each pattern of "
+                    "layer names, such as keep={'stage3.*': 0.5}."
+                )
+        object.__setattr__(self, "keep", kept)
+
+    @property
+    def prunes(self) -> bool:
+        """Whether blocks may have to go."""
+        return any(getattr(self, name) != default for name, default in BUDGETS.items())
+
+    @property
+    def asked_to_keep(self) -> str:
+        """Say in words how much is to stay."""
+        if self.params is not None:
+            return f"at most {self.params:,} parameters"
+        if self.macs is not None:
+            return f"at most {self.macs:,} multiply-accumulates"
+        return "keep " + ", ".join(f"{name}={share:g}" for name, share in self.keep) if self.keep else f"density {self.density:g}"
 
     def _check_p(self) -> None:
         if isinstance(self.p, str):
@@ -235,7 +286,7 @@ class Plan:
         done = self.promise
         head = (
             f"wiring {self.options.wiring}, p = {self.options.number:g} (asked: {self.requested_p}), "
-            f"density {self.options.density:g}, seed {self.options.seed}: "
+            f"{self.options.asked_to_keep}, seed {self.options.seed}: "
             f"{done.moved} of {done.units - done.pruned} {unit} moved (p = {done.p:.4f})"
         )
         lines = [head + (f", {done.pruned} {unit} pruned" if done.pruned else "")]
@@ -413,6 +464,8 @@ class _Reader:
             raise self._wrong(key, f"an object with the keys {', '.join(sorted(names))}", value)
         hints = get_type_hints(kind)
         for name, item in value.items():
+            if get_origin(hints[name]) is tuple:  # which the class itself checks
+                continue
             allowed = get_args(hints[name]) or (hints[name],)
             if type(item) not in allowed and not (type(item) is int and float in allowed):
                 raise self._wrong(f"{key}.{name}", " or ".join(option.__name__ for option in allowed), item)

@@ -80,7 +80,7 @@ def _deepcopy(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
                 if type(module) not in own:
                     _copy_plain(module, memo)
             made = copy.deepcopy(model, memo)
-        why = f"a {type(made).__name__}" if not isinstance(made, nn.Module) else _strange(made) if own else None
+        why = _strange(made) if isinstance(made, nn.Module) else f"a {type(made).__name__}"
         if why is not None:
             raise TypeError(f"its copy is no such module, {why}")
         return made

@@ -68,6 +68,7 @@ class _Extraction:
         self.calls = Counter(id(self.modules[str(node.target)]) for node in graph.nodes if node.op == "call_module")
         self.layer_calls = Counter(call.path for call in self.layers.values())
         self.weights = _Weights(graph, root, self.layers)
+        self.params = sum(parameter.numel() for parameter in root.parameters())
 
     def run(self) -> LayerGraph:
         for node in self.graph.nodes:
@@ -75,7 +76,7 @@ class _Extraction:
             if isinstance(made, Value) and not made.known and not made.constant and node.name in self.axes:
                 made = self._materialise(node, made, self.axes[node.name])
             self.values[node] = made
-        return self.build.finish()
+        return self.build.finish(self.params)
 
     def _materialise(self, node: fx.Node, value: Value, axis: int) -> Value:
         """Give an opaque value channels of its own along `axis`, under the node's name; a concatenation those of its parts.

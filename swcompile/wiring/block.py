@@ -18,10 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from swcompile.graph import LayerGraph, Tap
-from swcompile.plan import LayerWiring, Note, Options, Plan, Promise, promised_change
+from swcompile.plan import BUDGETS, LayerWiring, Note, Options, Plan, Promise, promised_change
 from swcompile.wiring.alive import Watch, live_layers
 from swcompile.wiring.apportion import apportion
 from swcompile.wiring.blocks import Atlas, Maps
+from swcompile.wiring.budget import Budget, is_loose
 from swcompile.wiring.draw import Draw
 from swcompile.wiring.eligible import Site, find_sites, without_far
 from swcompile.wiring.prune import Pruning
@@ -62,19 +63,41 @@ class BlockWiring:
     """Everything about a wiring that does not depend on p, so that a sweep over p pays for it once."""
 
     def __init__(self, graph: LayerGraph, options: Options) -> None:
-        self.graph, self.options = graph, options
+        self.graph, self.asked = graph, options
+        self.options = replace(options, **BUDGETS) if is_loose(graph, options) else options  # then nothing need go
         self.atlas = Atlas(graph)
-        self.sites, self.notes = find_sites(self.atlas, options)
-        changeable = {site.layer.name for site in self.sites}
+        self.found, self.refused = find_sites(self.atlas, self.options)
+        changeable = {site.layer.name for site in self.found}
         live = live_layers(graph)
         self.fixed = [layer for layer in graph.layers if layer.name in live and layer.name not in changeable]
-        self.watch = Watch(self.atlas, [site.layer for site in self.sites], self.fixed)
-        self.before = self._readers_before()
-        self.kept = self._keep()
-        if options.density < 1:
-            self.sites = [without_far(self.atlas, site, kept.slots) for site, kept in zip(self.sites, self.kept, strict=True)]
-        self.needed = self.before.needed if options.density == 1 else self.before.count > 0
+        self.watch = Watch(self.atlas, [site.layer for site in self.found], self.fixed)
+        own = [slot.maps for site in self.found for slot in site.slots]
+        self._read = tally(self.atlas, [*own, *self._fixed_maps()])
+        self.before = Readers(self.atlas, self._read)
+        self._drawn = [self._shuffled(site) for site in self.found]
+        budget = Budget(graph, self.options, self.found, self._ranked)
+        if self.options.prunes:
+            budget.counts(self)
+        else:
+            self.settle([len(site.slots) for site in self.found])
+        self.met = budget.note(self) if self.options.prunes or not options.prunes else _WITHIN
+
+    def settle(self, counts: Sequence[int]) -> None:
+        """Keep so many slots of each site, the nearest ones, the most read dropped first; all that follows is for p = 0."""
+        self.notes: list[Note] = []
+        readers = Readers(self.atlas, self._read)
+        self.kept = self._keep(readers, counts) if self.options.prunes else [Kept(tuple(map(tuple, d))) for d in self._drawn]
+        if self.options.prunes:
+            chosen = zip(self.found, self.kept, strict=True)
+            self.sites = [without_far(self.atlas, site, kept.slots) for site, kept in chosen]
+        else:
+            self.sites = self.found
+        self.needed = readers.count > 0 if self.options.prunes else self.before.needed
         self.direct = tally(self.atlas, self._pieces_at_zero())
+
+    def kept_slots(self) -> list[list[int]]:
+        """Return the slots that each site keeps."""
+        return [kept.slots for kept in self.kept]
 
     def plan(self, p: float) -> Plan:
         """Return the plan for one p."""
@@ -86,13 +109,8 @@ class BlockWiring:
         units = sum(len(site.slots) for site in self.sites)
         params, macs = promised_change(wirings, self.graph)
         promise = Promise(units, len(moves), units - left, params, macs)
-        notes = [*self.notes, *self._shortfalls(wanted, drawn, moves), *self._summary(p, promise, readers, allowed)]
-        return Plan(self.graph.fingerprint, replace(self.options, p=float(p)), self.options.p, wirings, promise, tuple(notes))
-
-    def _readers_before(self) -> Readers:
-        """Count the readers of the network as it is."""
-        own = [slot.maps for site in self.sites for slot in site.slots]
-        return Readers(self.atlas, tally(self.atlas, [*own, *self._fixed_maps()]))
+        notes = [*self.refused, *self.notes, *self._shortfalls(wanted, drawn, moves), *self._summary(p, promise, readers, allowed)]
+        return Plan(self.graph.fingerprint, replace(self.asked, p=float(p)), self.asked.p, wirings, promise, tuple(notes))
 
     def _fixed_maps(self) -> list[Maps]:
         """Return what sinks and the layers that stay as they are read; a layer that nobody reads does not count."""
@@ -107,25 +125,28 @@ class BlockWiring:
         )
         return [*chosen, *self._fixed_maps()]
 
-    def _keep(self) -> list[Kept]:
-        """Choose the slots that each site keeps: all at density 1, else the nearest ones, the most read dropped first."""
-        groups = [site.layer.groups for site in self.sites]
-        counts = apportion(self.options.density, [len(site.slots) for site in self.sites], groups, least=1)
-        if self.options.density == 1:
-            return [self._keep_all(site) for site in self.sites]
-        pruning = Pruning(self.atlas, self.sites, self.before, self.watch, self.fixed)
+    def _keep(self, readers: Readers, counts: Sequence[int]) -> list[Kept]:
+        """Choose the slots that each site keeps, the nearest ones, the most read dropped first."""
+        pruning = Pruning(self.atlas, self.found, readers, self.watch, self.fixed)
         kept: list[Kept] = []
-        for site, count in zip(self.sites, counts, strict=True):
-            draw = Draw(self.options.seed, site.layer.name)
-            order = [draw.shuffled(slots) for slots in site.by_group]
+        for site, order, count in zip(self.found, self._drawn, counts, strict=True):
             kept.append(Kept(tuple(pruning.keep(site, order, count // site.layer.groups))))
             if kept[-1].count > count:
-                self.notes.append(Note(site.layer.name, _STAYS.format(kept[-1].count - count, self.options.density)))
+                more = kept[-1].count - count
+                self.notes.append(Note(site.layer.name, f"{more} more blocks stay than {self.options.asked_to_keep} {_STAYS}"))
         return kept
 
-    def _keep_all(self, site: Site) -> Kept:
+    def _ranked(self) -> list[int]:
+        """Return the site of each block, or of one block in each group, in the order in which all of them would stay."""
+        pruning = Pruning(self.atlas, self.found, self.before, self.watch, self.fixed)
+        first = [(site, order[0]) for site, order in zip(self.found, self._drawn, strict=True)]
+        keys = [(key, place) for place, (site, order) in enumerate(first) for key in pruning.ranks(site, order)]
+        order = Draw(self.options.seed, " ranking").shuffled(range(len(keys)))
+        return [keys[at][1] for at in sorted(order, key=lambda at: keys[at][0])]
+
+    def _shuffled(self, site: Site) -> list[list[int]]:
         draw = Draw(self.options.seed, site.layer.name)
-        return Kept(tuple(tuple(draw.shuffled(slots)) for slots in site.by_group))
+        return [draw.shuffled(slots) for slots in site.by_group]
 
     def _draw(self, wanted: Sequence[int]) -> list[Move]:
         """Draw what the moved slots of each site read, as far as there is anything to read."""
@@ -167,7 +188,7 @@ class BlockWiring:
             repair = self._repair(drawn)
             repair.hand_over(last_first=True)
             most = len(drawn) if self.options.dead == "forbid" else len(drawn) * 3 // 4
-            while repair.forbid(exchange=self.options.density == 1, most=most):
+            while repair.forbid(exchange=not self.options.prunes, most=most):
                 if not repair.revive(strict=True):
                     return repair.moves, repair.readers, False
         repair = self._repair(drawn)
@@ -231,11 +252,13 @@ class BlockWiring:
             notes.append(Note("*", f"{unread} channels are unread: {_WHY_DEAD[self.options.dead]}"))
         pruned = int((self.before.needed & ~self.needed).sum())
         if pruned:
-            notes.append(Note("*", f"{pruned} channels are unread by density {self.options.density:g} at p = 0 already"))
-        return notes
+            notes.append(Note("*", f"{pruned} channels are unread by {self.options.asked_to_keep} at p = 0 already"))
+        return notes if self.met is None else [*notes, self.met]
 
 
-_STAYS = "{} more blocks stay than density {:g} asks for: a layer would have had no reader left"
+_WITHIN = Note("*", "the model is within its budget as it is: no block had to go")
+
+_STAYS = "asks for: a layer would have had no reader left"
 
 _WHY_DEAD = {
     "allow": "later layers have no slot left for them (dead='forbid' moves fewer blocks instead)",

@@ -1,44 +1,224 @@
-"""Turn a budget of parameters or multiply-accumulates into a density."""
+"""How many blocks each layer keeps, so that the model meets a budget: from above, to within one block.
+
+    density=.5                 half of all blocks
+    params=98_000              as many as leave the whole model at most 98,000 parameters; macs= alike
+    keep={"stage3.*": .25}     a quarter of the blocks of the layers with such names
+
+`spread` says how layers share what is kept: "uniform" gives all the same share; "erk" gives wide layers a smaller one, in
+proportion to (in + out + kernel sides) / (in * out * kernel area) as in RigL (Evci et al., arXiv 1911.11134, section 3);
+"global" ranks the blocks of all layers together and keeps the first, nearest ones before farther ones.
+"""
 
 from __future__ import annotations
 
-from dataclasses import replace
+import math
+from collections.abc import Callable, Sequence
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, Protocol
 
 from swcompile.errors import SwnetError
-from swcompile.graph import LayerGraph
-from swcompile.plan import Options, promised_change
-from swcompile.wiring.block import wire_block
+from swcompile.graph import Layer, LayerGraph
+from swcompile.plan import Note, Options
+from swcompile.wiring.apportion import share_out
 
-STEPS = 20
-"""Halvings of the interval of densities: to within a millionth, finer than any block."""
+if TYPE_CHECKING:
+    from swcompile.wiring.eligible import Site
+
+BLOCKS, PARAMS, MACS = "blocks", "parameters", "multiply-accumulates"
+"""What a budget counts."""
+Counts = list[int]
+"""The number of slots that each site keeps."""
 
 
-def to_budget(
-    graph: LayerGraph, options: Options, total_params: int, *, params: int | None = None, macs: int | None = None
-) -> Options:
-    """Return the options with the largest density whose plan keeps within the budget, which is for the whole model.
+class Trial(Protocol):
+    """What a budget asks of a wiring: keep so many slots, and say which are left."""
 
-    Raises SwnetError where even one block per layer is too many.
-    """
-    total_macs = sum(layer.links * layer.kernel_area * layer.positions for layer in graph.layers)
-    limit, total = (params, total_params) if params is not None else (macs, total_macs)
-    assert limit is not None
-    probe = replace(options, p=0.0)
+    def settle(self, counts: Sequence[int]) -> None:
+        """Keep so many slots of each site, or more where one would lose the last reader of something."""
 
-    def size(density: float) -> int:
-        change = promised_change(wire_block(graph, replace(probe, density=density)).layers, graph)
-        return total + (change[0] if params is not None else change[1])
+    def kept_slots(self) -> Sequence[Sequence[int]]:
+        """Return the slots that each site keeps."""
 
-    low, high = 2.0**-STEPS, 1.0
-    if size(high) <= limit:
-        return options
-    if size(low) > limit:
-        what = "parameters" if params is not None else "multiply-accumulates"
-        raise SwnetError(
-            f"A budget of {limit:,} {what} was asked for; with one block per layer the model still has {size(low):,} of {total:,}. "
-            "Take a larger budget, or a smaller block."
-        )
-    for _ in range(STEPS):
-        middle = (low + high) / 2
-        low, high = (middle, high) if size(middle) <= limit else (low, middle)
-    return replace(options, density=low)
+
+def weight_of(layer: Layer, width: int) -> tuple[int, int]:
+    """Return the parameters and multiply-accumulates that hang on `width` channels of a layer's input."""
+    links = width // layer.groups * layer.out_channels * layer.kernel_area
+    return links + width * layer.chain_params, links * layer.positions
+
+
+def total_macs(graph: LayerGraph) -> int:
+    """Return the multiply-accumulates of a whole model, per sample."""
+    return sum(layer.links * layer.kernel_area * layer.positions for layer in graph.layers)
+
+
+def is_loose(graph: LayerGraph, options: Options) -> bool:
+    """Whether the model is within its budget as it stands."""
+    return (options.params is not None and graph.params <= options.params) or (
+        options.macs is not None and total_macs(graph) <= options.macs
+    )
+
+
+class Budget:
+    """The counts that the options ask for, over the sites that were found."""
+
+    def __init__(self, graph: LayerGraph, options: Options, sites: Sequence[Site], ranked: Callable[[], list[int]]) -> None:
+        self.graph, self.options, self.sites = graph, options, sites
+        self.sizes = [len(site.slots) for site in sites]
+        self.units = [site.layer.groups for site in sites]
+        self.ranked = ranked
+
+    def counts(self, trial: Trial) -> Counts:
+        """Return the number of slots that each site keeps; `trial` is settled at them."""
+        if self.options.keep:
+            made = [self._floor(share, place) for place, share in enumerate(self._named())]
+            trial.settle(made)
+            return made
+        if self._measure != BLOCKS:
+            return self._largest(trial)
+        made = self.at(self._limit)
+        trial.settle(made)
+        return made if self.size(trial) <= self._limit else self._largest(trial)
+
+    def at(self, total: int) -> Counts:
+        """Return the counts that add up to `total`, by the spread that was asked for."""
+        if self.options.spread == "global":
+            return self._first(total)
+        share = total / max(sum(self.sizes), 1)
+        shares = [share] * len(self.sizes) if self.options.spread == "uniform" else self._erk(share)
+        return share_out(total, [each * size for each, size in zip(shares, self.sizes, strict=True)], self.sizes, self.units, 1)
+
+    def _floor(self, share: float, place: int) -> int:
+        unit = self.units[place]
+        return max(1, math.floor(share * self.sizes[place] / unit + 1e-9)) * unit
+
+    def _named(self) -> list[float]:
+        """Return the share that each site keeps by its name: that of the first pattern it matches, or all."""
+        for pattern, _ in self.options.keep:
+            if not any(fnmatchcase(site.layer.name, pattern) for site in self.sites):
+                matching = [layer.name for layer in self.graph.layers if fnmatchcase(layer.name, pattern)]
+                why = f"{matching[0]} cannot be changed (`swcompile check` says why)" if matching else "no layer has such a name"
+                raise SwnetError(
+                    f"keep names {pattern!r}, but {why}. Take the names of layers, such as 'features.3' or 'stage2.*'."
+                )
+        return [
+            next((share for pattern, share in self.options.keep if fnmatchcase(site.layer.name, pattern)), 1.0)
+            for site in self.sites
+        ]
+
+    def _erk(self, share: float) -> list[float]:
+        """Return min(1, s * raw) for each site, with s such that the shares average to `share` over all blocks."""
+        raw = [_erdos_renyi(site.layer) for site in self.sites]
+        left, whole = share * sum(self.sizes), 0
+        order = sorted(range(len(raw)), key=lambda place: -raw[place])
+        weight = sum(size * each for size, each in zip(self.sizes, raw, strict=True))
+        for place in order:  # those capped at 1 come first
+            if weight <= 0 or raw[place] * (left - whole) / weight < 1:
+                break
+            whole += self.sizes[place]
+            weight -= self.sizes[place] * raw[place]
+        scale = (left - whole) / weight if weight > 0 else math.inf
+        return [min(1.0, scale * each) for each in raw]
+
+    def _first(self, total: int) -> Counts:
+        """Keep one block per layer and group, and of the others the first in the ranking of all."""
+        counts = list(self.units)
+        seen = [0] * len(self.sizes)
+        left = total - sum(counts)
+        for place in self.ranked():
+            seen[place] += self.units[place]
+            if seen[place] > self.units[place] and self.units[place] <= left:
+                counts[place] += self.units[place]
+                left -= self.units[place]
+        return counts
+
+    def _largest(self, trial: Trial) -> Counts:
+        """Return the largest counts within the budget: the longest part of the way, then block by block what still fits."""
+        limit, counts = self._limit, self.at(0)
+        trial.settle(counts)
+        if self.size(trial) > limit and self._measure == BLOCKS:
+            return counts
+        if self.size(trial) > limit:
+            raise SwnetError(
+                f"A budget of {limit:,} {self._measure} was asked for; with one block per layer the model still has "
+                f"{self.size(trial):,} of {self._total:,}. Take a larger budget, or a smaller block."
+            )
+        low, high = sum(counts), sum(self.sizes)
+        while low < high:
+            middle = (low + high + 1) // 2
+            tried = self.at(middle)
+            trial.settle(tried)
+            if self.size(trial) <= limit:
+                low, counts = middle, tried
+            else:
+                high = middle - 1
+        return self._filled(trial, counts)
+
+    def _filled(self, trial: Trial, counts: Counts) -> Counts:
+        """Add what still fits, one block of each group at a time, the layers first that are farthest behind their share."""
+        trial.settle(counts)
+        open_sites = set(range(len(counts)))
+        ideal = self.at(sum(counts) + 1)
+        while open_sites:
+            slots = trial.kept_slots()
+            room = self._limit - self.size(trial)
+            fitting = [place for place in open_sites if self._least_cost(place, slots[place]) <= room]
+            if not fitting:
+                break
+            place = min(fitting, key=lambda place: (len(slots[place]) - ideal[place], place))
+            tried = list(counts)
+            tried[place] = len(slots[place]) + self.units[place]
+            trial.settle(tried)
+            if self.size(trial) <= self._limit:
+                counts = tried
+            else:
+                open_sites.discard(place)
+                trial.settle(counts)
+        return counts
+
+    def _least_cost(self, place: int, kept: Sequence[int]) -> float:
+        """Return the least that one more block in each group of a site can cost; infinity where it keeps all."""
+        unit = self.units[place]
+        gone = set(range(self.sizes[place])) - set(kept)
+        widths = [self.sites[place].slots[slot].width for slot in gone]
+        return self._weight(place, min(widths) * unit, unit) if widths else math.inf
+
+    def size(self, trial: Trial) -> int:
+        """Return the blocks, or the parameters or multiply-accumulates of the whole model, with the slots that are kept."""
+        lost = 0
+        for place, (site, kept) in enumerate(zip(self.sites, trial.kept_slots(), strict=True)):
+            width = site.layer.in_channels - sum(site.slots[slot].width for slot in kept)
+            lost += self._weight(place, width, self.sizes[place] - len(kept))
+        return self._total - lost
+
+    def _weight(self, place: int, width: int, blocks: int) -> int:
+        """Return what so many blocks of a layer count for, so wide in all."""
+        if self._measure == BLOCKS:
+            return blocks
+        return weight_of(self.sites[place].layer, width)[self._measure == MACS]
+
+    @property
+    def _measure(self) -> str:
+        return PARAMS if self.options.params is not None else MACS if self.options.macs is not None else BLOCKS
+
+    @property
+    def _limit(self) -> int:
+        given = self.options.params if self._measure == PARAMS else self.options.macs
+        return math.floor(self.options.density * self._total + 1e-9) if given is None else given
+
+    @property
+    def _total(self) -> int:
+        if self._measure == BLOCKS:
+            return sum(self.sizes)
+        return self.graph.params if self._measure == PARAMS else total_macs(self.graph)
+
+    def note(self, trial: Trial) -> Note | None:
+        """Say what a budget came to."""
+        if self._measure == BLOCKS:
+            return None
+        asked = f"at most {self._limit:,} {self._measure} were asked for, of {self._total:,}"
+        return Note("*", f"{asked}; {self.size(trial):,} are left")
+
+
+def _erdos_renyi(layer: Layer) -> float:
+    width = layer.in_channels // layer.groups
+    return (width + layer.out_channels + sum(layer.kernel_size)) / (width * layer.out_channels * layer.kernel_area)

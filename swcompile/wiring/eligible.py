@@ -71,7 +71,7 @@ def find_sites(atlas: Atlas, options: Options) -> tuple[list[Site], list[Note]]:
     catalogues: dict[tuple[Kind, int], Catalogue] = {}
     narrow: list[Layer] = []
     live = live_layers(atlas.graph)
-    distance = _Distance(atlas) if options.density < 1 else None
+    distance = _Distance(atlas) if options.prunes else None
     for layer in atlas.graph.layers:
         reason = _structural(layer, atlas.graph, options)
         size = block_size(layer, options.block)
@@ -86,7 +86,7 @@ def find_sites(atlas: Atlas, options: Options) -> tuple[list[Site], list[Note]]:
         if reason is None:
             assert size is not None
             site = _site(atlas, layer, slots, size, catalogues, distance)
-            reason = _no_candidate(site) if options.density == 1 else None
+            reason = None if options.prunes else _no_candidate(site)
         if reason is None:
             sites.append(site)
         else:
@@ -106,7 +106,7 @@ def _structural(layer: Layer, graph: LayerGraph, options: Options) -> str | None
         return "it works at 1x1 resolution, as gates and pooled vectors do"
     if layer.name in graph.heads and not options.head:
         return "a head: nothing reads its output further on (head=True includes it)"
-    if layer.rigid and options.density < 1:
+    if layer.rigid and options.prunes:
         return f"{layer.rigid}, so it cannot lose channels (density=1 can rewire it)"
     return _behind_opaque(graph, feature)
 
@@ -214,7 +214,7 @@ def _merged(spans: Iterable[tuple[int, int]]) -> tuple[int, ...]:
 
 def _is_stem(atlas: Atlas, layer: Layer, options: Options) -> bool:
     """Return whether a layer reads the network's input alone, or at density 1, where there is nothing but to move, no other."""
-    if options.density < 1:
+    if options.prunes:
         runs = atlas.graph.feature_by_name[layer.feature].runs
         return all(atlas.graph.producers[run.producer].kind == "input" for run in runs)
     return not _has_earlier(atlas, layer)

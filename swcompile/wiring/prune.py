@@ -49,6 +49,10 @@ class Pruning:
                 self._count(piece, 1)
         return [tuple(slot for slot in group if slot not in gone) for group, gone in zip(ranked, map(set, dropped), strict=True)]
 
+    def ranks(self, site: Site, order: Sequence[int]) -> list[tuple[int, int]]:
+        """Return how far and how much read the blocks of one group are, in ascending order: the first are the last to go."""
+        return sorted(self._far_and_read(site, slot) for slot in order)
+
     def _far_and_read(self, site: Site, slot: int) -> tuple[int, int]:
         piece = site.slots[slot]
         readers = min(int(self.readers.count[low:high].min()) for low, high in piece.maps)

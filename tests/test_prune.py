@@ -1,0 +1,147 @@
+"""Pruning: what was removed is what a mask would have silenced, and budgets hold on real modules."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+import swnet
+from benchmarks.models import densenet, parameters
+from swcompile.graph import Layer
+from swcompile.modules import RewiredModule
+from swcompile.plan import LayerWiring
+from tests import zoo
+
+
+def columns_of(wiring: LayerWiring) -> Tensor:
+    return torch.cat([torch.arange(start, stop) for start, stop in wiring.columns])
+
+
+class Cut:
+    """Which columns of which parameters a plan for p = 0 keeps, found from the plan and the user's model alone."""
+
+    def __init__(self, pruned: RewiredModule) -> None:
+        self.wirings: Mapping[str, LayerWiring] = {wiring.layer: wiring for wiring in pruned.swcompile.plan.layers}
+
+    def silence(self, model: nn.Module, layers: Mapping[str, Layer]) -> None:
+        """Zero the weights of the dropped input channels in the user's own model."""
+        for name, wiring in self.wirings.items():
+            weight, layer = model.get_submodule(name).weight, layers[name]
+            gone = torch.ones(layer.in_channels, dtype=torch.bool)
+            gone[columns_of(wiring)] = False
+            with torch.no_grad():
+                if layer.transposed:
+                    weight[gone] = 0
+                    continue
+                width, outs = layer.in_channels // layer.groups, layer.out_channels // layer.groups
+                for group in range(layer.groups):
+                    weight[group * outs : (group + 1) * outs, gone[group * width : (group + 1) * width]] = 0
+
+    def of(self, name: str, value: Tensor, like: Tensor, layers: Mapping[str, Layer], own: Mapping[str, str]) -> Tensor:
+        """Return the part of a tensor of the user's model that the pruned one has."""
+        if value.shape == like.shape:
+            return value
+        path = name.rpartition(".")[0]
+        layer = layers[own.get(path, path)]
+        columns = columns_of(self.wirings[layer.name])
+        if value.dim() == 1 or layer.transposed:
+            return value[columns]
+        width, outs = layer.in_channels // layer.groups, layer.out_channels // layer.groups
+        parts = []
+        for group in range(layer.groups):
+            mine = columns[(columns >= group * width) & (columns < (group + 1) * width)] - group * width
+            parts.append(value[group * outs : (group + 1) * outs][:, mine])
+        return torch.cat(parts)
+
+
+def loss_of(made: Any) -> Tensor:
+    floats = [value for value in pytree.tree_leaves(made) if isinstance(value, Tensor) and value.requires_grad]
+    return torch.stack(
+        [(value * torch.linspace(-1, 1, value.numel(), dtype=value.dtype).view_as(value)).sum() for value in floats]
+    ).sum()
+
+
+def run(model: nn.Module, x: Tensor, training: bool) -> list[Tensor]:
+    model.train(training).zero_grad()
+    torch.manual_seed(3)
+    made = model(x)
+    loss_of(made).backward()
+    return [value for value in pytree.tree_leaves(made) if isinstance(value, Tensor)]
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("name", sorted(zoo.ZOO))
+def test_masked_equals_removed(name: str, training: bool) -> None:
+    """Outputs and gradients of the pruned module are those of the user's model with the same channels masked, to 1e-10."""
+    model, x = zoo.build(name)
+    model, x = model.double(), x.double()
+    for module in model.modules():  # over fewer channels dropout draws other numbers
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    pruned = swnet.transform(model, x, p=0.0, density=0.5)
+    survey = swnet.analyze(model, x, points=2)
+    layers, cut = survey.graph.layer_by_name, Cut(pruned)
+    assert cut.wirings
+    masked = copy.deepcopy(model)
+    cut.silence(masked, layers)
+    ours, theirs = run(pruned, x, training), run(masked, x, training)
+    for found, wanted in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-10)
+    wanted_grads = {key: parameter.grad for key, parameter in masked.named_parameters()}
+    own = norms_of(pruned, layers)
+    for key, parameter in pruned.named_parameters():
+        wanted = wanted_grads[key]
+        if parameter.grad is None or wanted is None:
+            assert parameter.grad is None or not parameter.grad.any()
+            assert wanted is None or not wanted.any()
+            continue
+        kept = cut.of(key, wanted, parameter.grad, layers, own)
+        torch.testing.assert_close(parameter.grad, kept, rtol=1e-10, atol=1e-10 * max(1.0, float(kept.abs().max())))
+
+
+def norms_of(pruned: RewiredModule, layers: Mapping[str, Layer]) -> dict[str, str]:
+    """Return which layer each norm that it reads through belongs to, by the paths of both."""
+    calls = {node.name: str(node.target) for graph in pruned.graphs for node in graph.nodes if node.op == "call_module"}
+    return {calls[node]: layer.name for layer in layers.values() for node in layer.chain if node in calls}
+
+
+DENSENET = 1_019_722
+
+
+@pytest.mark.parametrize("spread", ["uniform", "erk", "global"])
+def test_a_densenet_shrinks_to_a_tenth_and_trains(spread: str) -> None:
+    model, x = densenet(), torch.rand(4, 3, 32, 32)
+    assert parameters(model) == DENSENET
+    small = swnet.transform(model, x, p=0.3, params=98_000, spread=spread)
+    after = swnet.ledger(small).after
+    assert parameters(small) == after.params
+    assert 98_000 - 440 < after.params <= 98_000, "a block of 4 channels of a 3x3 layer to 12, and of its norm, is 440"
+    assert after.macs <= 85.5e6
+    assert any(f"{after.params:,} are left" in note.reason for note in swnet.ledger(small).notes)
+    optimizer = torch.optim.SGD(small.parameters(), 0.05, momentum=0.9)
+    losses = []
+    for _ in range(6):
+        loss = nn.functional.cross_entropy(small(x), torch.arange(4))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.8 * losses[0]
+
+
+def test_a_densenet_is_held_to_its_multiplications() -> None:
+    small = swnet.transform(densenet(), torch.zeros(2, 3, 32, 32), p=0.3, macs=85.5e6)
+    assert 85e6 < swnet.ledger(small).after.macs <= 85.5e6
+
+
+def test_keep_prunes_the_layers_it_names_only() -> None:
+    model, x = zoo.build("resnet_basic")
+    names = swnet.analyze(model, x, points=2).eligible
+    small = swnet.transform(model, x, p=0.0, keep={names[0]: 0.5})
+    assert [wiring.layer for wiring in small.swcompile.plan.layers] == [names[0]]
