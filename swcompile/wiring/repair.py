@@ -222,7 +222,9 @@ class Repair:
                 self._index(move, homes)
         for producer in sorted({*starved, *(self.atlas.producer(channel) for channel in np.flatnonzero(wanted).tolist())}):
             low, high = self.atlas.offsets[producer], self.atlas.offsets[producer + 1]
-            behind = [move for move in homes.get(producer, ()) if self._reads_any(move, lost)]
+            mine = np.zeros_like(lost)
+            mine[low:high] = lost[low:high]
+            behind = [move for move in homes.get(producer, ()) if self._reads_any(move, mine)]
             if wanted[low:high].any():
                 for move in behind:
                     if move.pieces and self._reads_any(move, wanted):
@@ -238,8 +240,10 @@ class Repair:
         return any(bool((maps[low:high] & (self.watch.gate[low:high] < position)).any()) for low, high in self.home(move).maps)
 
     def _return_one(self, moves: Iterable[Move]) -> None:
-        """Undo one of the moves, one whose pieces others read as well if there is any."""
-        order = self.draw.shuffled([move for move in moves if move.pieces])
+        """Undo one of the moves, one whose pieces others read as well if there is any; none where one is undone already."""
+        order = self.draw.shuffled([*moves])
+        if any(not move.pieces for move in order):  # with another producer's block, or another group's
+            return
         assert order, "whatever had a reader and lost it has moves that took it away"
         harmless = (move for move in order[:TRIES] if all(self.readers.spare(piece.maps) for piece in move.pieces))
         self._undo(next(harmless, order[0]))
