@@ -301,7 +301,7 @@ def _surveyed(traced: Traced, options: Options) -> Survey:
         steps=traced.steps,
         example=traced.example,
         inferred=traced.inferred,
-        params=sum(parameter.numel() for parameter in traced.root.parameters()),
+        params=traced.graph.params,
     )
 
 

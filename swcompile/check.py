@@ -194,7 +194,7 @@ def _links(layer: Layer, taps: Mapping[str, Sequence[Tap]], masks: Masks) -> int
 
 def _before(counted: Census) -> Side:
     graph = counted.graph
-    macs = _macs(graph.layers, {})
+    macs = graph.macs
     return Side(
         params=counted.params,
         stored_params=counted.params,

@@ -52,24 +52,13 @@ Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
 class NumberOrWord(click.ParamType[Any]):
-    """A number where the text is one, else the text as it stands: the options themselves say which words they take."""
+    """A number of the first kind that the text is one of, else the text: the options themselves say which words they take."""
 
-    def __init__(self, kind: type[int] | type[float], name: str) -> None:
-        self.kind, self.name = kind, name
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        with contextlib.suppress(ValueError):
-            return self.kind(value)
-        return value
-
-
-class Amount(click.ParamType[Any]):
-    """A whole number, also written as 85e6; what is none is left for the options to refuse."""
-
-    name = "amount"
+    def __init__(self, name: str, *kinds: type[int] | type[float]) -> None:
+        self.name, self.kinds = name, kinds
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        for kind in (int, float):
+        for kind in self.kinds:
             with contextlib.suppress(ValueError):
                 return kind(value)
         return value
@@ -117,17 +106,19 @@ _screen_options = _options(
     click.option("--quiet", is_flag=True, help="Print errors only."),
 )
 _graph_options = _options(
-    click.option("--p", type=NumberOrWord(float, "p"), default="auto", metavar="P|auto|boundary|max_S", help="Share of links that "
+    click.option("--p", type=NumberOrWord("p", float), default="auto", metavar="P|auto|boundary|max_S", help="Share of links that "
                  "become long-range. [default: auto]"),
     click.option("--density", type=float, default=1.0, help="Share of links that are kept. [default: 1]"),
-    click.option("--params", type=Amount(), metavar="N", help="Instead of --density: at most N parameters."),
-    click.option("--macs", type=Amount(), metavar="N", help="Instead of --density: at most N multiply-accumulates a sample."),
+    click.option("--params", type=NumberOrWord("params", int, float), metavar="N", help="Instead of --density: at most N "
+                 "parameters."),
+    click.option("--macs", type=NumberOrWord("macs", int, float), metavar="N", help="Instead of --density: at most N "
+                 "multiply-accumulates a sample."),
     click.option("--keep", type=NameAndShare(), multiple=True, default=(), metavar="LAYERS=SHARE", help="Instead of --density: the "
                  "share of links that layers with such names keep, as in 'stage3.*=0.5'. Repeatable."),
     click.option("--spread", default="uniform", metavar="uniform|erk|global", help="How layers share what is kept. [default: "
                  "uniform]"),
     click.option("--wiring", default="block", metavar="block|kernel", help="Move blocks of channels or links. [default: block]"),
-    click.option("--block", type=NumberOrWord(int, "block"), default="auto", metavar="N|auto|producer", help="Channels a block. "
+    click.option("--block", type=NumberOrWord("block", int), default="auto", metavar="N|auto|producer", help="Channels a block. "
                  "[default: auto]"),
     click.option("--resample", default="max", metavar="max|avg|stride", help="How a larger map is brought to the reader's size. "
                  "[default: max]"),

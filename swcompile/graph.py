@@ -232,6 +232,11 @@ class LayerGraph:
                 read.update(run.producer for part in self.producers[index].parts for run in part)
         return frozenset(layer.name for layer in self.layers if layer.producer not in read)
 
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates of all layers, per sample."""
+        return sum(layer.links * layer.kernel_area * layer.positions for layer in self.layers)
+
     @cached_property
     def fingerprint(self) -> str:
         """A hash of the topology: names, widths, runs and resolutions, not the batch size, the weights or the file."""

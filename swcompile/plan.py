@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from swcompile.errors import SwnetError, shown
-from swcompile.graph import LayerGraph, Run, Tap
+from swcompile.graph import Layer, LayerGraph, Run, Tap
 
 FORMAT = "swcompile-plan"
 VERSION = 1
@@ -521,6 +521,12 @@ def channel_ids(runs: Sequence[Run]) -> NDArray[np.int64]:
     return np.concatenate([(run.producer << 32) + run.first + np.arange(run.width, dtype=np.int64) * run.step for run in runs])
 
 
+def weight_of(layer: Layer, width: int, live: int | None = None) -> tuple[int, int]:
+    """Return the parameters and multiply-accumulates of `width` input channels of a layer, with `live` links or all there are."""
+    links = width // layer.groups * layer.out_channels if live is None else live
+    return links * layer.kernel_area + width * layer.chain_params, links * layer.kernel_area * layer.positions
+
+
 def promised_change(wirings: Sequence[LayerWiring], graph: LayerGraph) -> tuple[int, int]:
     """Return by how many parameters and multiply-accumulates per sample the wirings change the model.
 
@@ -529,9 +535,8 @@ def promised_change(wirings: Sequence[LayerWiring], graph: LayerGraph) -> tuple[
     params = macs = 0
     for wiring in wirings:
         layer = graph.layer_by_name[wiring.layer]
-        live = wiring.width // layer.groups * layer.out_channels if wiring.mask is None else int(wiring.mask.sum())
-        change = (live - layer.links) * layer.kernel_area
-        params += change
-        params += (wiring.width - layer.in_channels) * layer.chain_params
-        macs += change * layer.positions
+        live = None if wiring.mask is None else int(wiring.mask.sum())
+        for sign, (weights, work) in ((1, weight_of(layer, wiring.width, live)), (-1, weight_of(layer, layer.in_channels))):
+            params += sign * weights
+            macs += sign * work
     return params, macs

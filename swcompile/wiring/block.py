@@ -78,22 +78,19 @@ class BlockWiring:
         budget = Budget(graph, self.options, self.found, self._ranked)
         if self.options.prunes:
             budget.counts(self)
+            found = zip(self.found, self.kept, strict=True)
+            self.sites = [without_far(self.atlas, site, kept.slots) for site, kept in found]
         else:
-            self.settle([len(site.slots) for site in self.found])
+            self.kept, self.notes = [Kept(tuple(map(tuple, drawn))) for drawn in self._drawn], []
+            self.needed, self.sites = self.before.needed, self.found
+        self.direct = tally(self.atlas, self._pieces_at_zero())
         self.met = budget.note(self) if self.options.prunes or not options.prunes else _WITHIN
 
     def settle(self, counts: Sequence[int]) -> None:
-        """Keep so many slots of each site, the nearest ones, the most read dropped first; all that follows is for p = 0."""
-        self.notes: list[Note] = []
+        """Keep so many slots of each site, the nearest ones, the most read dropped first."""
         readers = Readers(self.atlas, self._read)
-        self.kept = self._keep(readers, counts) if self.options.prunes else [Kept(tuple(map(tuple, d))) for d in self._drawn]
-        if self.options.prunes:
-            chosen = zip(self.found, self.kept, strict=True)
-            self.sites = [without_far(self.atlas, site, kept.slots) for site, kept in chosen]
-        else:
-            self.sites = self.found
-        self.needed = readers.count > 0 if self.options.prunes else self.before.needed
-        self.direct = tally(self.atlas, self._pieces_at_zero())
+        self.kept, self.notes = self._keep(readers, counts)
+        self.needed = readers.count > 0
 
     def kept_slots(self) -> list[list[int]]:
         """Return the slots that each site keeps."""
@@ -125,19 +122,22 @@ class BlockWiring:
         )
         return [*chosen, *self._fixed_maps()]
 
-    def _keep(self, readers: Readers, counts: Sequence[int]) -> list[Kept]:
-        """Choose the slots that each site keeps, the nearest ones, the most read dropped first."""
+    def _keep(self, readers: Readers, counts: Sequence[int]) -> tuple[list[Kept], list[Note]]:
+        """Choose the slots that each site keeps, and say where they are more than asked for."""
         pruning = Pruning(self.atlas, self.found, readers, self.watch, self.fixed)
-        kept: list[Kept] = []
+        chosen: list[Kept] = []
+        notes: list[Note] = []
         for site, order, count in zip(self.found, self._drawn, counts, strict=True):
-            kept.append(Kept(tuple(pruning.keep(site, order, count // site.layer.groups))))
-            if kept[-1].count > count:
-                more = kept[-1].count - count
-                self.notes.append(Note(site.layer.name, f"{more} more blocks stay than {self.options.asked_to_keep} {_STAYS}"))
-        return kept
+            kept = Kept(tuple(pruning.keep(site, order, count // site.layer.groups)))
+            chosen.append(kept)
+            if kept.count > count:
+                notes.append(
+                    Note(site.layer.name, f"{kept.count - count} more blocks stay than {self.options.asked_to_keep} {_STAYS}")
+                )
+        return chosen, notes
 
     def _ranked(self) -> list[int]:
-        """Return the site of each block, or of one block in each group, in the order in which all of them would stay."""
+        """Rank the blocks of all sites together, for Budget.ranked."""
         pruning = Pruning(self.atlas, self.found, self.before, self.watch, self.fixed)
         first = [(site, order[0]) for site, order in zip(self.found, self._drawn, strict=True)]
         keys = [(key, place) for place, (site, order) in enumerate(first) for key in pruning.ranks(site, order)]

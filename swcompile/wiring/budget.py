@@ -14,11 +14,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
+from functools import cached_property
 from typing import TYPE_CHECKING, Protocol
 
 from swcompile.errors import SwnetError
 from swcompile.graph import Layer, LayerGraph
-from swcompile.plan import Note, Options
+from swcompile.plan import Note, Options, weight_of
 from swcompile.wiring.apportion import share_out
 
 if TYPE_CHECKING:
@@ -40,21 +41,10 @@ class Trial(Protocol):
         """Return the slots that each site keeps."""
 
 
-def weight_of(layer: Layer, width: int) -> tuple[int, int]:
-    """Return the parameters and multiply-accumulates that hang on `width` channels of a layer's input."""
-    links = width // layer.groups * layer.out_channels * layer.kernel_area
-    return links + width * layer.chain_params, links * layer.positions
-
-
-def total_macs(graph: LayerGraph) -> int:
-    """Return the multiply-accumulates of a whole model, per sample."""
-    return sum(layer.links * layer.kernel_area * layer.positions for layer in graph.layers)
-
-
 def is_loose(graph: LayerGraph, options: Options) -> bool:
     """Whether the model is within its budget as it stands."""
     return (options.params is not None and graph.params <= options.params) or (
-        options.macs is not None and total_macs(graph) <= options.macs
+        options.macs is not None and graph.macs <= options.macs
     )
 
 
@@ -65,7 +55,12 @@ class Budget:
         self.graph, self.options, self.sites = graph, options, sites
         self.sizes = [len(site.slots) for site in sites]
         self.units = [site.layer.groups for site in sites]
-        self.ranked = ranked
+        self._rank = ranked
+
+    @cached_property
+    def ranked(self) -> list[int]:
+        """The site of each block, or of one block in each group, in the order in which all of them would stay."""
+        return self._rank()
 
     def counts(self, trial: Trial) -> Counts:
         """Return the number of slots that each site keeps; `trial` is settled at them."""
@@ -124,7 +119,7 @@ class Budget:
         counts = list(self.units)
         seen = [0] * len(self.sizes)
         left = total - sum(counts)
-        for place in self.ranked():
+        for place in self.ranked:
             seen[place] += self.units[place]
             if seen[place] > self.units[place] and self.units[place] <= left:
                 counts[place] += self.units[place]
@@ -209,7 +204,7 @@ class Budget:
     def _total(self) -> int:
         if self._measure == BLOCKS:
             return sum(self.sizes)
-        return self.graph.params if self._measure == PARAMS else total_macs(self.graph)
+        return self.graph.params if self._measure == PARAMS else self.graph.macs
 
     def note(self, trial: Trial) -> Note | None:
         """Say what a budget came to."""

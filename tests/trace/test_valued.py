@@ -581,3 +581,20 @@ def test_a_decorated_forward_is_called_as_the_user_calls_it() -> None:
     assert torch.equal(ours.logits, theirs.logits)
     with pytest.raises(AssertionError, match="can be no others"):
         rewired(X, other=1)
+
+
+class Straying(nn.Module):
+    """Without weights, and now the identity, now not: what a look inside shows once need not hold the next time."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x if random.random() < 0.5 else x.flip(0) @ x.mT @ x
+
+
+def test_a_module_that_draws_in_python_is_not_looked_into() -> None:
+    net = Net(lambda net, x: net.b(net.middle(net.a(x))))  # type: ignore[operator]  # a submodule
+    net.middle = Straying()
+    for seed in range(6):
+        random.seed(seed)
+        graph = trace(net, X).graph
+        feature = graph.feature_by_name[graph.layer_by_name["b"].feature]
+        assert {graph.producers[run.producer].kind for run in feature.runs} == {"opaque"}
