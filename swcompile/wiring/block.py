@@ -81,7 +81,8 @@ class BlockWiring:
             found = zip(self.found, self.kept, strict=True)
             self.sites = [without_far(self.atlas, site, kept.slots) for site, kept in found]
         else:
-            self.kept, self.notes = [Kept(tuple(map(tuple, drawn))) for drawn in self._drawn], []
+            self.kept = [Kept(tuple(map(tuple, drawn))) for drawn in self._drawn]
+            self.notes: list[Note] = []
             self.needed, self.sites = self.before.needed, self.found
         self.direct = tally(self.atlas, self._pieces_at_zero())
         self.met = budget.note(self) if self.options.prunes or not options.prunes else _WITHIN

@@ -17,6 +17,7 @@ from swcompile.graph import Layer, LayerGraph
 from swcompile.plan import Options, Plan
 from swcompile.verify import verify
 from swcompile.wiring.block import BlockWiring, wire_block
+from tests import graphs as graphs_by_hand
 
 SPREADS = ("uniform", "erk", "global")
 
@@ -69,6 +70,16 @@ def test_a_budget_is_met_to_within_one_block(name: str, measure: str, spread: st
     total = graph.params if measure == "params" else graph.macs
     for share in (0.9, 0.5, 0.35):
         check_met(graph, measure, int(share * total), spread=spread, head=True)
+
+
+@pytest.mark.parametrize("spread", SPREADS)
+@pytest.mark.parametrize("measure", ["params", "macs"])
+def test_a_budget_is_met_where_a_layer_has_blocks_of_several_widths(measure: str, spread: str) -> None:
+    """Growth 12 makes blocks of 8 and of 4: that the narrow one would fit does not mean that the next one does."""
+    graph = graphs_by_hand.dense(12, 12, start=16)
+    total = graph.params if measure == "params" else graph.macs
+    for percent in range(30, 100, 2):
+        check_met(graph, measure, total * percent // 100, spread=spread)
 
 
 @settings(max_examples=60, deadline=None)
