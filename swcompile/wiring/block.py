@@ -75,6 +75,8 @@ class BlockWiring:
         self._read = tally(self.atlas, [*own, *self._fixed_maps()])
         self.before = Readers(self.atlas, self._read)
         self._drawn = [self._shuffled(site) for site in self.found]
+        self.kept: list[Kept]
+        self.notes: list[Note] = []
         budget = Budget(graph, self.options, self.found, self._ranked)
         if self.options.prunes:
             budget.counts(self)
@@ -82,7 +84,6 @@ class BlockWiring:
             self.sites = [without_far(self.atlas, site, kept.slots) for site, kept in found]
         else:
             self.kept = [Kept(tuple(map(tuple, drawn))) for drawn in self._drawn]
-            self.notes: list[Note] = []
             self.needed, self.sites = self.before.needed, self.found
         self.direct = tally(self.atlas, self._pieces_at_zero())
         self.met = budget.note(self) if self.options.prunes or not options.prunes else _WITHIN
