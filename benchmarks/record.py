@@ -29,19 +29,21 @@ def provenance() -> dict[str, Any]:
     }
 
 
-def commit() -> str:
-    """Return the commit of the working tree, with "-dirty" where files that git knows were changed."""
+def commit(root: Path = RESULTS.parent.parent) -> str:
+    """Return the commit of a working tree, with "-dirty" where files that git knows were changed, results aside.
+
+    A program that writes several results would else call each but its first one dirty.
+    """
     try:
-        told = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
-            cwd=RESULTS.parent.parent,
-            check=True,
-            capture_output=True,
-            text=True,
-        )
+        head = _git(root, "rev-parse", "HEAD")
+        changed = _git(root, "status", "--porcelain", "--untracked-files=no", "--", ".", ":(exclude)benchmarks/results")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
-    return told.stdout.strip()
+    return head + ("-dirty" if changed else "")
+
+
+def _git(root: Path, *arguments: str) -> str:
+    return subprocess.run(["git", *arguments], cwd=root, check=True, capture_output=True, text=True).stdout.strip()
 
 
 def hardware() -> str:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import subprocess
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -228,3 +229,21 @@ def test_the_programs_run_from_end_to_end(capsys: pytest.CaptureFixture[str], mo
     assert "the target is 1.10" in capsys.readouterr().out
     bench_transform.main(["--layers", "4", "5", "--no-record"])
     assert "the target is 5 s" in capsys.readouterr().out
+
+
+def test_results_do_not_make_a_commit_dirty_and_programs_do(tmp_path: Path) -> None:
+    assert record.commit(tmp_path) == "unknown"
+    results = tmp_path / "benchmarks" / "results"
+    results.mkdir(parents=True)
+    for file in (tmp_path / "program.py", results / "row.json"):
+        file.write_text("1")
+    who = ("-c", "user.name=a", "-c", "user.email=a@b.c")
+    for arguments in (("init", "-q"), ("add", "-A"), (*who, "commit", "-qm", "all")):
+        subprocess.run(["git", *arguments], cwd=tmp_path, check=True)
+    clean = record.commit(tmp_path)
+    assert re.fullmatch("[0-9a-f]{40}", clean)
+    (results / "row.json").write_text("2")
+    (tmp_path / "new.py").write_text("unknown to git")
+    assert record.commit(tmp_path) == clean
+    (tmp_path / "program.py").write_text("2")
+    assert record.commit(tmp_path) == f"{clean}-dirty"
