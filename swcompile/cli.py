@@ -14,6 +14,7 @@ import math
 import os
 import signal
 import sys
+import threading
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -295,7 +296,7 @@ def transform(
     if plan_file is not None:
         _refuse_options(asked)
     with _working(4, quiet=quiet) as begin:
-        begin("importing torch")
+        _import_torch(begin)
         from swcompile import api, plan, store, tables
 
         target = store.check_target(out, force=force)  # absolute, and the plan is read now: the user's file may change the folder
@@ -414,7 +415,7 @@ def check(path: str, entry: str | None, inputs: Sequence[str], as_json: bool, qu
     Nothing is rewired or written. Ends with 3 where no layer can be.
     """
     with _working(3, quiet=quiet) as begin:
-        begin("importing torch")
+        _import_torch(begin)
         from swcompile import api
 
         begin("building the model")
@@ -435,13 +436,32 @@ def check(path: str, entry: str | None, inputs: Sequence[str], as_json: bool, qu
 def _analyze(
     begin: Callable[[str], None], path: str, entry: str | None, inputs: Sequence[str], asked: Mapping[str, Any]
 ) -> tuple[ModelFile, Analysis]:
-    begin("importing torch")
+    _import_torch(begin)
     from swcompile import api
 
     begin("building the model")
     found, examples = _load(path, entry, inputs)
     begin("analyzing")
     return found, api.analyze(found.model, examples, **asked)
+
+
+def _import_torch(begin: Callable[[str], None]) -> None:
+    """Import torch, which takes seconds. An interrupt waits: torch aborts where Python that it calls while it is set up raises."""
+    begin("importing torch")
+    came: list[int] = []
+
+    def hold(number: int, frame: FrameType | None) -> None:
+        came.append(number)
+        signal.signal(number, signal.SIG_DFL)  # whoever asks twice need not wait
+
+    before = {number: signal.signal(number, hold) for number in _heard()}
+    try:
+        import torch  # noqa: F401
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for number in came:
+            signal.raise_signal(number)
 
 
 def _facts(found: ModelFile, surveyed: Survey) -> dict[str, Any]:
@@ -517,13 +537,22 @@ def _interrupted(cause: BaseException | None) -> int:
 def _signals() -> Iterator[None]:
     """End as an interruption whatever an interrupt was turned into on its way (an import wraps it, for one)."""
     caught: list[type[KeyboardInterrupt]] = []
+    report = sys.unraisablehook
 
     def interrupt(number: int, frame: FrameType | None) -> NoReturn:
         caught.append(Terminated if number == signal.SIGTERM else KeyboardInterrupt)
         raise caught[0]
 
-    numbers = [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) is not signal.SIG_IGN]
-    before = {number: signal.signal(number, interrupt) for number in numbers}
+    def again(lost: Any) -> None:
+        """Send an interrupt again that came up in a finalizer, where Python drops it."""
+        if caught and issubclass(lost.exc_type, KeyboardInterrupt):
+            number = signal.SIGTERM if caught[0] is Terminated else signal.SIGINT
+            threading.Timer(0.01, signal.pthread_kill, (threading.main_thread().ident, number)).start()
+        else:
+            report(lost)
+
+    before = {number: signal.signal(number, interrupt) for number in _heard()}
+    sys.unraisablehook = again
     try:
         yield
     except Exception as error:
@@ -531,8 +560,14 @@ def _signals() -> Iterator[None]:
             raise caught[0] from error
         raise
     finally:
+        sys.unraisablehook = report
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _heard() -> list[int]:
+    """Return which of Ctrl-C and SIGTERM this process listens to: under nohup it may not."""
+    return [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) is not signal.SIG_IGN]
 
 
 def _printable(text: str) -> str:
@@ -542,6 +577,9 @@ def _printable(text: str) -> str:
 
 def main() -> NoReturn:
     """Run the command line of this process."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        # Outside of `run`, in Python's own shutdown above all, an interrupt ends the process and does not show a traceback.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
     code = run(sys.argv[1:])
     _flush()
     with contextlib.suppress(OSError):

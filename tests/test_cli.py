@@ -413,6 +413,18 @@ def test_names_from_files_do_not_steer_the_terminal(swcompile, project):
 
 SLOW = {
     "while the model is built": NET + "\nimport sys, time\nprint('ready', file=sys.stderr, flush=True)\ntime.sleep(60)\n",
+    "while a finalizer runs, in which Python drops what is raised": NET
+    + """
+import sys, time
+
+class Slow:
+    def __del__(self):
+        print("ready", file=sys.stderr, flush=True)
+        time.sleep(1)
+
+Slow()
+time.sleep(60)
+""",
     "while the result is written": NET
     + """
 import sys, time
@@ -449,6 +461,28 @@ def test_an_interrupted_run_leaves_nothing_half_written(swcompile, project, when
     assert (process.returncode, out) == (code, "")
     assert "Traceback" not in err
     assert {path: path.read_bytes() for path in project.rglob("*") if path.is_file()} == before
+
+
+LEAVING = """
+import atexit, sys, time
+
+@atexit.register
+def leave():
+    print("leaving", file=sys.stderr, flush=True)
+    time.sleep(60)
+"""
+
+
+def test_an_interruption_while_python_shuts_down_shows_no_traceback(project):
+    (project / "net.py").write_text(NET + LEAVING)
+    with started(project, "check", "net.py", *SHAPE) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if line.startswith("leaving"):
+                break
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=30)
+    assert (process.returncode, err) == (-signal.SIGINT, "")
 
 
 def test_an_interruption_at_any_moment_leaves_nothing_or_the_whole_result(project):
