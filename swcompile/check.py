@@ -20,6 +20,7 @@ from swcompile.graph import Layer, LayerGraph, Run, Tap, join_runs
 from swcompile.metrics import Figures, channel_graph, measure
 from swcompile.modules import MASKED, RewiredModule
 from swcompile.plan import LayerWiring, Note, Plan, Promise, channel_ids
+from swcompile.shrink import shrink
 from swcompile.trace import Example, Traced, layer_graph
 from swcompile.trace.purify import is_view
 from swcompile.trace.shapes import Spec, spec_of
@@ -142,9 +143,8 @@ class Census:
 
 def census(traced: Traced) -> Census:
     """Count a traced module before it is rewritten."""
-    other = traced.eval_graph
-    evaluation = None if other is None else layer_graph(other, traced.root, traced.example)
-    return Census(traced.graph, _stored_params(traced.root), _peak_bytes(traced.train_graph), evaluation, traced.eval_names)
+    stored, peak = _stored_params(traced.root), _peak_bytes(traced.train_graph)
+    return Census(traced.graph, stored, peak, traced.eval_layers, traced.eval_names)
 
 
 def check(module: RewiredModule, plan: Plan, before: Census, example: Example, *, fresh: bool = True) -> Ledger:
@@ -155,20 +155,23 @@ def check(module: RewiredModule, plan: Plan, before: Census, example: Example, *
     """
     graph, taps = before.graph, plan.taps()
     after = layer_graph(module.graphs[0], module.shell(), example, like=graph)
-    _compare_reads(after, graph, taps, plan.bypassed)
+    left, left_taps = shrink(graph, plan.outputs(), taps)
+    _compare_reads(after, left, left_taps, plan.bypassed)
     if before.eval_graph is not None and not plan.bypassed:  # which sums eval mode bypasses, only the rewriting knows
         evaluated = layer_graph(module.graphs[1], module.shell(), example, like=before.eval_graph)
-        _compare_reads(evaluated, before.eval_graph, _renamed(taps, before), ())
+        _compare_reads(evaluated, *shrink(before.eval_graph, plan.outputs(), _renamed(taps, before)), ())
     masks = _masks(module, graph)
     _compare_masks(masks, plan)
     unused = [layer for layer in graph.layers if layer.name not in after.layer_by_name]
     count = _units(plan, graph, masks)
-    sides = _before(before), _after(module, plan, before, after, masks, count.p)
+    figures = measure(channel_graph(left, left_taps, masks, bypassed=plan.bypassed))
+    sides = _before(before), _after(module, plan, before, after, masks, count.p, figures)
     saved = sum(_links(layer, taps, masks) * layer.kernel_area * layer.positions for layer in unused)
     change = sides[1].params - sides[0].params, sides[1].macs - sides[0].macs
     promised = plan.promise.params, plan.promise.macs - saved
     assert change == promised, f"the plan promised a change of {promised} parameters and MACs, the module shows {change}"
-    layers = tuple(_count(layer, taps, masks, graph) for layer in graph.layers)
+    outs = {wiring.layer: wiring.out(graph.layer_by_name[wiring.layer]) for wiring in plan.layers}
+    layers = tuple(_count(layer, taps, masks, outs.get(layer.name, layer.out_channels), graph) for layer in graph.layers)
     notes = *plan.notes, *(Note(layer.name, _UNUSED) for layer in unused), *_miscounted(plan.promise, count, fresh)
     return Ledger(*sides, layers, notes, tuple(map(str, example)), graph.opaque)
 
@@ -208,7 +211,9 @@ def _before(counted: Census) -> Side:
     )
 
 
-def _after(module: RewiredModule, plan: Plan, before: Census, after: LayerGraph, masks: Masks, p_achieved: float) -> Side:
+def _after(
+    module: RewiredModule, plan: Plan, before: Census, after: LayerGraph, masks: Masks, p_achieved: float, figures: Figures
+) -> Side:
     stored = _stored_params(module)
     area = {layer.name: layer.kernel_area for layer in before.graph.layers}
     masked = sum(int(mask.size - mask.sum()) * area[name] for name, mask in masks.items())
@@ -221,7 +226,7 @@ def _after(module: RewiredModule, plan: Plan, before: Census, after: LayerGraph,
         peak_bytes=_peak_bytes(module.graphs[0]),
         p_requested=plan.requested_p,
         p_achieved=p_achieved,
-        figures=measure(channel_graph(before.graph, plan.taps(), masks, bypassed=plan.bypassed)),
+        figures=figures,
     )
 
 
@@ -337,13 +342,13 @@ def _moved_links(plan: Plan, graph: LayerGraph, masks: Masks) -> int:
     return moved
 
 
-def _count(layer: Layer, taps: Mapping[str, Sequence[Tap]], masks: Masks, graph: LayerGraph) -> LayerCount:
+def _count(layer: Layer, taps: Mapping[str, Sequence[Tap]], masks: Masks, out: int, graph: LayerGraph) -> LayerCount:
     reads, mask = taps.get(layer.name), masks.get(layer.name)
     if reads is None and mask is None:
         return LayerCount(layer.name, layer.links, 0, 0)
     own = channel_ids(graph.feature_by_name[layer.feature].runs)
     kept = np.isin(channel_ids(graph.runs_of(reads if reads is not None else graph.reads(layer))), own)
-    per_column = mask.sum(0) if mask is not None else np.full(len(kept), layer.out_channels // layer.groups)
+    per_column = mask.sum(0) if mask is not None else np.full(len(kept), max(out // layer.groups, 1))
     stayed, moved = int(per_column[kept].sum()), int(per_column[~kept].sum())
     return LayerCount(layer.name, stayed, moved, max(layer.links - stayed - moved, 0))
 

@@ -103,6 +103,8 @@ class Feature:
     one for (N, *tokens, C). `position` is the value's place in the topological order of the fx graph. `train_only` marks a
     value that eval mode does not compute, `written` one that shares memory with what an in-place operation overwrites,
     `mixed` one that its reader reads along another axis than its channels' (a Linear over tokens): it has no map to tap.
+    `rows` says for each channel which layer's output channel must stay for it to stay (see Coupling), nobody's (producer NOBODY)
+    where no layer has a say in it.
     """
 
     name: str
@@ -114,6 +116,7 @@ class Feature:
     train_only: bool = False
     written: bool = False
     mixed: bool = False
+    rows: tuple[Run, ...] = ()
 
     @property
     def channels(self) -> int:
@@ -197,12 +200,47 @@ class Tap:
         return f"{self.feature}[{self.start}:{self.stop}]"
 
 
+NOBODY = -1
+"""The producer of the rows of a value whose channels no layer can take away."""
+
+
+@dataclass(frozen=True, slots=True)
+class Carrier:
+    """Something between layers that holds `params` parameters for each channel it carries on: a norm, or a depthwise convolution.
+
+    `name` is the module's path, for a depthwise convolution the layer's name. `rows` are the rows that its channels come from.
+    """
+
+    name: str
+    rows: tuple[Run, ...]
+    params: int
+    depthwise: bool = False
+
+
+@dataclass(frozen=True)
+class Coupling:
+    """What goes together where a layer loses output channels. A *row* is an output channel of a layer, as a Run says it.
+
+        conv1 -> norm -> relu -> depthwise -> conv2     a row of conv1 takes its channel of the norm and of `depthwise` with it
+        add(conv2, conv3)                               row i of conv2 and row i of conv3 go together, or stay
+        view(conv4)                                     the rows of conv4 are held: the view would no longer fit
+
+    `bonds` are pairs of values, each as rows, whose channels go together one by one. `held` are rows that something needs as they
+    are, each with what that is.
+    """
+
+    carriers: tuple[Carrier, ...] = ()
+    bonds: tuple[tuple[tuple[Run, ...], tuple[Run, ...]], ...] = ()
+    held: tuple[tuple[tuple[Run, ...], str], ...] = ()
+
+
 @dataclass(frozen=True)
 class LayerGraph:
     """A network as layers, features and producers, each in topological order.
 
     `sinks` are the runs that something other than a layer consumes: the network's output, a gate, an opaque operation. A
     channel is dead when neither a layer nor a sink reads it, alone or as part of a sum. `params` counts the whole model's.
+    `coupling` says what goes with an output channel that is taken from a layer.
     """
 
     name: str
@@ -212,6 +250,7 @@ class LayerGraph:
     sinks: tuple[Run, ...] = ()
     opaque: tuple[tuple[str, str], ...] = field(default=(), compare=False)
     params: int = field(default=0, compare=False)
+    coupling: Coupling = field(default=Coupling(), compare=False)
 
     @cached_property
     def feature_by_name(self) -> dict[str, Feature]:

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 from swcompile.errors import SwnetError, shown
 from swcompile.graph import Layer, LayerGraph, Run, Tap
+from swcompile.rows import Rows
 
 FORMAT = "swcompile-plan"
 VERSION = 1
@@ -190,28 +191,34 @@ class LayerWiring:
 
     `taps`, concatenated in order, are the layer's new input. `columns` says which input channels of the user's weight serve
     them, in ascending order; its width is that of the taps. For link-by-link wirings `columns` is empty and `mask`, of shape
-    (out_channels, sum of tap widths), marks the live links.
+    (out_channels, sum of tap widths), marks the live links. `outputs` are the output channels that stay, where nobody reads the
+    others any more; empty where all do. Taps and columns number channels as the user's model does.
     """
 
     layer: str
     taps: tuple[Tap, ...]
     columns: tuple[tuple[int, int], ...] = ()
     mask: NDArray[np.bool_] | None = None
+    outputs: tuple[tuple[int, int], ...] = ()
 
     @property
     def width(self) -> int:
         return sum(tap.width for tap in self.taps)
 
+    def out(self, layer: Layer) -> int:
+        """Return how many output channels stay."""
+        return sum(stop - start for start, stop in self.outputs) if self.outputs else layer.out_channels
+
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, LayerWiring):
             return NotImplemented
-        same = (self.layer, self.taps, self.columns) == (other.layer, other.taps, other.columns)
+        same = all(getattr(self, name) == getattr(other, name) for name in ("layer", "taps", "columns", "outputs"))
         if self.mask is None or other.mask is None:
             return same and self.mask is other.mask
         return same and np.array_equal(self.mask, other.mask)
 
     def __hash__(self) -> int:
-        return hash((self.layer, self.taps, self.columns))
+        return hash((self.layer, self.taps, self.columns, self.outputs))
 
 
 @dataclass(frozen=True)
@@ -276,6 +283,10 @@ class Plan:
         """Return what each changed layer reads."""
         return {wiring.layer: wiring.taps for wiring in self.layers}
 
+    def outputs(self) -> dict[str, tuple[tuple[int, int], ...]]:
+        """Return the output channels that stay of each layer that loses some."""
+        return {wiring.layer: wiring.outputs for wiring in self.layers if wiring.outputs}
+
     def masks(self) -> dict[str, NDArray[np.bool_]]:
         """Return the mask of each layer that has one."""
         return {wiring.layer: wiring.mask for wiring in self.layers if wiring.mask is not None}
@@ -293,7 +304,8 @@ class Plan:
         for wiring in self.layers:
             shown = " ".join(map(str, wiring.taps[:12])) + (" ..." if len(wiring.taps) > 12 else "")
             live = "" if wiring.mask is None else f", {int(wiring.mask.sum())} live links"
-            lines.append(f"  {wiring.layer} reads {shown} ({wiring.width} channels{live})")
+            left = sum(stop - start for start, stop in wiring.outputs)
+            lines.append(f"  {wiring.layer} reads {shown} ({wiring.width} channels{live})" + (f" and makes {left}" if left else ""))
         lines.extend(f"  {name} is bypassed: input {index} takes its place" for name, index in self.bypassed)
         lines.extend(f"  {note}" for note in self.notes)
         return "\n".join(lines)
@@ -311,6 +323,7 @@ class Plan:
                 "taps": [[index[tap.feature], tap.start, tap.stop, tap.resample] for tap in wiring.taps],
                 "columns": [list(column) for column in wiring.columns],
                 "mask": None if wiring.mask is None else _pack(wiring.mask),
+                "outputs": [list(span) for span in wiring.outputs],
             }
             for wiring in self.layers
         ]
@@ -473,18 +486,23 @@ class _Reader:
 
     def _wiring(self, item: dict[str, Any], names: Sequence[str], place: int) -> LayerWiring:
         key = f"layers[{place}]"
-        if set(item) != {"layer", "taps", "columns", "mask"} or not _is_name(item["layer"]):
-            raise self._wrong(key, "an object with layer, taps, columns and mask", item)
-        if not isinstance(item["taps"], list) or not isinstance(item["columns"], list):
-            raise self._wrong(key, "an object whose taps and columns are lists", item)
+        if set(item) != {"layer", "taps", "columns", "mask", "outputs"} or not _is_name(item["layer"]):
+            raise self._wrong(key, "an object with layer, taps, columns, mask and outputs", item)
+        if not all(isinstance(item[name], list) for name in ("taps", "columns", "outputs")):
+            raise self._wrong(key, "an object whose taps, columns and outputs are lists", item)
         taps = tuple(self._tap(tap, names, key) for tap in item["taps"])
-        columns = tuple(self._pair(column, (int, int), f"{key}.columns") if isinstance(column, list) else self._bad(key, column)
-                        for column in item["columns"])  # fmt: skip
+        columns, outputs = (
+            tuple(
+                self._pair(span, (int, int), f"{key}.{name}") if isinstance(span, list) else self._bad(f"{key}.{name}", span)
+                for span in item[name]
+            )
+            for name in ("columns", "outputs")
+        )
         mask = None if item["mask"] is None else self._mask(item["mask"], sum(tap.width for tap in taps), key)
-        return LayerWiring(item["layer"], taps, columns, mask)
+        return LayerWiring(item["layer"], taps, columns, mask, outputs)
 
     def _bad(self, key: str, found: object) -> Any:
-        raise self._wrong(f"{key}.columns", "a list of pairs", found)
+        raise self._wrong(key, "a list of pairs", found)
 
     def _tap(self, item: Any, names: Sequence[str], key: str) -> Tap:
         if not isinstance(item, list) or len(item) != 4 or not all(_is_count(value, at_least=0) for value in item[:3]):
@@ -516,27 +534,55 @@ class _Reader:
         return bits.reshape(shape).astype(np.bool_)
 
 
+def own_taps(layer: Layer, columns: Sequence[tuple[int, int]], resample: str = "max") -> tuple[Tap, ...]:
+    """Return what a layer reads that keeps `columns` of its own input and takes up nothing else."""
+    return tuple(Tap(layer.feature, start, stop, resample) for start, stop in columns)
+
+
+def without_unread(wirings: Sequence[LayerWiring], graph: LayerGraph, rows: Rows) -> list[LayerWiring]:
+    """Return the wirings with every output channel removed that nobody reads and nothing holds, in the order of the network."""
+    made = {wiring.layer: wiring for wiring in wirings}
+    outputs = rows.outputs(rows.read({wiring.layer: wiring.taps for wiring in wirings}))
+    for layer in graph.layers:
+        if spans := outputs.get(layer.name, ()):
+            columns = spans if layer.depthwise else ((0, layer.in_channels),)
+            known = made.get(layer.name) or LayerWiring(layer.name, own_taps(layer, columns), columns)
+            made[layer.name] = dataclasses.replace(known, outputs=spans)
+    return [made[layer.name] for layer in graph.layers if layer.name in made]
+
+
 def channel_ids(runs: Sequence[Run]) -> NDArray[np.int64]:
     """Return a number for each channel of a value: equal ones are the same channel of the same producer."""
     return np.concatenate([(run.producer << 32) + run.first + np.arange(run.width, dtype=np.int64) * run.step for run in runs])
 
 
-def weight_of(layer: Layer, width: int, live: int | None = None) -> tuple[int, int]:
-    """Return the parameters and multiply-accumulates of `width` input channels of a layer, with `live` links or all there are."""
-    links = width // layer.groups * layer.out_channels if live is None else live
-    return links * layer.kernel_area + width * layer.chain_params, links * layer.kernel_area * layer.positions
+def weight_of(layer: Layer, width: int, out: int, live: int | None = None) -> tuple[int, int]:
+    """Return the parameters and multiply-accumulates of a layer that reads `width` channels and makes `out`.
+
+    `live` is how many of its links there are, where not all. The bias counts, and what its own norms carry for each input channel.
+    """
+    links = live if live is not None else out if layer.depthwise else width // layer.groups * out
+    return links * layer.kernel_area + layer.bias * out + width * layer.chain_params, links * layer.kernel_area * layer.positions
 
 
-def promised_change(wirings: Sequence[LayerWiring], graph: LayerGraph) -> tuple[int, int]:
+def promised_change(wirings: Sequence[LayerWiring], graph: LayerGraph, rows: Rows | None = None) -> tuple[int, int]:
     """Return by how many parameters and multiply-accumulates per sample the wirings change the model.
 
-    Masked layers count live links; a layer that reads fewer or more channels loses or gains what its own norms carry for each.
+    Masked layers count live links; norms lose what they carry for each channel that goes. `rows` are the graph's, where they are
+    at hand.
     """
     params = macs = 0
     for wiring in wirings:
         layer = graph.layer_by_name[wiring.layer]
         live = None if wiring.mask is None else int(wiring.mask.sum())
-        for sign, (weights, work) in ((1, weight_of(layer, wiring.width, live)), (-1, weight_of(layer, layer.in_channels))):
-            params += sign * weights
-            macs += sign * work
+        after, before = (
+            weight_of(layer, wiring.width, wiring.out(layer), live),
+            weight_of(layer, layer.in_channels, layer.out_channels),
+        )
+        params += after[0] - before[0]
+        macs += after[1] - before[1]
+    outputs = {wiring.layer: wiring.outputs for wiring in wirings if wiring.outputs}
+    if outputs:
+        for carrier, kept in (rows or Rows(graph)).stay(outputs):
+            params -= 0 if carrier.depthwise else int((~kept).sum()) * carrier.params
     return params, macs

@@ -9,19 +9,23 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
 from swcompile.errors import SwnetError
 from swcompile.graph import Layer, LayerGraph
 from swcompile.modules import MASKED, gather
 from swcompile.plan import LayerWiring, Plan
+from swcompile.rows import Rows, Spans
 from swcompile.trace import Traced
+from swcompile.trace.coupling import follow
 from swcompile.trace.lines import WHERE
-from swcompile.trace.shapes import spec_of
+from swcompile.trace.shapes import SHAPE, spec_of
 
 NEW = -1
 """Marks a channel that a layer's own norm has not seen before."""
@@ -42,28 +46,76 @@ class _Site:
 
 def rewrite(traced: Traced, plan: Plan) -> None:
     """Change the traced graphs and modules in place as the plan says. The plan must have been verified against `traced.graph`."""
-    layers = traced.graph.layer_by_name
+    layers, outputs = traced.graph.layer_by_name, plan.outputs()
+    kept = _kept_channels(traced, outputs) if outputs else [{} for _ in traced.graphs]
     for wiring in plan.layers:
         _change_module(traced.root, layers[wiring.layer], wiring, plan, traced.train_graph)
+    for name, spans in outputs.items():
+        _drop_rows(traced.root, layers[name], torch.cat([torch.arange(start, stop) for start, stop in spans]))
+    if outputs:
+        for carrier, stays in Rows(traced.graph).stay(outputs):
+            if not carrier.depthwise:
+                _refit_norm(traced.root.get_submodule(carrier.name), torch.from_numpy(np.flatnonzero(stays)))
     names = _sums_in_eval(traced, plan) | traced.eval_names
-    _rewrite_graph(traced.train_graph, traced.graph, plan, {})
+    _rewrite_graph(traced.train_graph, traced.graph, plan, {}, kept[0])
     if traced.eval_graph is not None:
-        _rewrite_graph(traced.eval_graph, traced.graph, plan, names, skip_train_only=True)
+        _rewrite_graph(traced.eval_graph, traced.graph, plan, names, kept[1], skip_train_only=True)
+
+
+Kept = dict[fx.Node, tuple[NDArray[np.bool_], int]]
+"""For nodes that lose channels, which of them stay, and their axis."""
+
+
+def _kept_channels(traced: Traced, outputs: Mapping[str, Spans]) -> list[Kept]:
+    """Return, for each graph, which channels its nodes keep where layers keep `outputs`."""
+    rows = Rows(traced.graph)
+    live = rows.without(outputs)
+    modes = zip(traced.graphs, (traced.graph, traced.eval_layers), strict=False)
+    found = (follow(traced.graph, traced.root, graph, layers) for graph, layers in modes if layers is not None)
+    kept = [{node: (rows.kept(carried.rows, live), carried.axis) for node, carried in one.carried.items()} for one in found]
+    return [{node: stays for node, stays in one.items() if not stays[0].all()} for one in kept]
 
 
 def _rewrite_graph(
-    graph: fx.Graph, layers: LayerGraph, plan: Plan, names: Mapping[str, str], skip_train_only: bool = False
+    graph: fx.Graph, layers: LayerGraph, plan: Plan, names: Mapping[str, str], kept: Kept, skip_train_only: bool = False
 ) -> None:
     nodes = {node.name: node for node in graph.nodes}
-    for name, kept in plan.bypassed:
+    for name, chosen in plan.bypassed:
         if not skip_train_only or name in names:
-            _bypass(nodes, names.get(name, name), kept)
+            _bypass(nodes, names.get(name, name), chosen)
     for wiring in plan.layers:
         layer = layers.layer_by_name[wiring.layer]
-        if layer.train_only and skip_train_only:
+        if layer.depthwise or (layer.train_only and skip_train_only):
             continue
         _insert_gather(graph, nodes, _Site(wiring, layer, names), layers.feature_by_name[layer.feature].axis)
+    _renumber(graph, kept)
     graph.lint()
+
+
+def _renumber(graph: fx.Graph, kept: Kept) -> None:
+    """Let gathers count channels as they are once those that nobody reads are gone, and shapes say how many are left."""
+    for node in graph.nodes if kept else ():
+        if node.target is gather:
+            arguments: tuple[Any, ...] = node.args
+            like, sources, taps, axis = arguments
+            moved = [(index, _places(kept, sources[index], start, stop), kind) for index, start, stop, kind in taps]
+            node.args = (like, sources, tuple((index, *places, kind) for index, places, kind in moved), axis)
+        elif node in kept:
+            spec = spec_of(node)
+            assert spec is not None
+            stays, axis = kept[node]
+            shape = (*spec.shape[:axis], int(stays.sum()), *spec.shape[axis + 1 :])
+            node.meta[SHAPE] = replace(spec, shape=shape)
+
+
+def _places(kept: Kept, source: fx.Node, start: int, stop: int) -> tuple[int, int]:
+    """Return where channels [start, stop) of a value are, once others are gone."""
+    if source not in kept:
+        return start, stop
+    stays, _ = kept[source]
+    assert stays[start:stop].all(), f"{source.name}[{start}:{stop}] is read, and some of it is gone"
+    first = int(stays[:start].sum())
+    return first, first + stop - start
 
 
 def _sums_in_eval(traced: Traced, plan: Plan) -> dict[str, str]:
@@ -131,7 +183,7 @@ def _change_module(root: nn.Module, layer: Layer, wiring: LayerWiring, plan: Pla
         own, columns = _own_columns(layer, wiring)
         index = torch.full((wiring.width,), NEW)
         index[own] = columns
-    elif wiring.width < layer.in_channels:
+    elif wiring.width < layer.in_channels and not layer.depthwise:
         index = torch.cat([torch.arange(start, stop) for start, stop in wiring.columns])
         _slice_weight(root, layer, index)
     else:
@@ -162,6 +214,19 @@ def _slice_weight(root: nn.Module, layer: Layer, columns: Tensor) -> None:
     for attribute in ("in_features", "in_channels"):
         if hasattr(owner, attribute):
             setattr(owner, attribute, len(columns))
+
+
+def _drop_rows(root: nn.Module, layer: Layer, rows: Tensor) -> None:
+    """Keep the output channels `rows` of a layer; a depthwise one reads as many as it makes."""
+    module: Any = root.get_submodule(layer.name)
+    module.weight = _parameter(
+        module.weight, module.weight.index_select(1 if layer.transposed else 0, rows.to(module.weight.device))
+    )
+    if module.bias is not None:
+        module.bias = _parameter(module.bias, module.bias.index_select(0, rows))
+    for attribute in ("out_features", "out_channels", *(("in_channels", "groups") if layer.depthwise else ())):
+        if hasattr(module, attribute):
+            setattr(module, attribute, len(rows))
 
 
 def _refit_norm(module: Any, index: Tensor) -> None:

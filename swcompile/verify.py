@@ -9,8 +9,9 @@ from itertools import pairwise
 import numpy as np
 
 from swcompile.errors import SwnetError
-from swcompile.graph import Feature, LayerGraph, Tap, unreadable
-from swcompile.plan import AGAIN, P_POLICIES, LayerWiring, Plan, channel_ids, promised_change
+from swcompile.graph import Feature, Layer, LayerGraph, Tap, unreadable
+from swcompile.plan import AGAIN, P_POLICIES, LayerWiring, Plan, channel_ids, own_taps, promised_change
+from swcompile.rows import Rows
 
 
 def verify(plan: Plan, graph: LayerGraph) -> None:
@@ -18,7 +19,7 @@ def verify(plan: Plan, graph: LayerGraph) -> None:
 
     Checked: the fingerprint; every layer known, eligible and wired once; every tap in range, compatible and earlier; no channel
     read twice in one layer; columns ascending, disjoint and as wide as the taps; masks of the layer's shape; the promised counts
-    of parameters and multiply-accumulates.
+    of parameters and multiply-accumulates; that no output channel goes which something needs.
     """
     if plan.fingerprint != graph.fingerprint:
         raise SwnetError(
@@ -32,6 +33,7 @@ def verify(plan: Plan, graph: LayerGraph) -> None:
         )
     for wiring in plan.layers:
         _verify_layer(wiring, graph, plan.options.conv_to_linear)
+    _verify_outputs(plan, graph)
     _verify_masks(plan)
     _verify_bypassed(plan, graph)
     _verify_counts(plan, graph)
@@ -41,6 +43,21 @@ def verify(plan: Plan, graph: LayerGraph) -> None:
             f"The plan promises a change of {plan.promise.params:,} parameters and {plan.promise.macs:,} multiply-accumulates; "
             f"its wirings make it {params:,} and {macs:,}. The plan was altered. {AGAIN}"
         )
+
+
+def _verify_outputs(plan: Plan, graph: LayerGraph) -> None:
+    """Check that the output channels that go are such as nobody reads, together with all that goes with them."""
+    outputs = plan.outputs()
+    for name, spans in outputs.items():
+        _verify_spans(spans, graph.layer_by_name[name].out_channels, f"the outputs of {name}")
+    if outputs and not Rows(graph).agree(outputs, plan.taps()):
+        raise SwnetError(f"The plan removes output channels that something still needs, or not all that go together. {AGAIN}")
+
+
+def _verify_spans(spans: Sequence[tuple[int, int]], width: int, what: str) -> None:
+    ordered = all(start < stop for start, stop in spans) and list(spans) == sorted(spans) and not _overlap(spans)
+    if not ordered or not spans or spans[0][0] < 0 or spans[-1][1] > width:
+        raise SwnetError(f"In the plan, {what} are not ascending parts of its {width} channels. {AGAIN}")
 
 
 def _verify_masks(plan: Plan) -> None:
@@ -85,7 +102,7 @@ def _verify_layer(wiring: LayerWiring, graph: LayerGraph, conv_to_linear: bool) 
     layer = graph.layer_by_name.get(wiring.layer)
     if layer is None:
         raise SwnetError(f"The plan wires a layer {wiring.layer!r}, which the model does not have. {AGAIN}")
-    if layer.refused is not None:
+    if layer.refused is not None and not _reads_its_own(wiring, layer):
         raise SwnetError(f"The plan wires {layer.name}, which cannot be rewired: {layer.refused}. {AGAIN}")
     if not wiring.taps:
         raise SwnetError(f"The plan leaves {layer.name} without any input. {AGAIN}")
@@ -104,14 +121,15 @@ def _verify_layer(wiring: LayerWiring, graph: LayerGraph, conv_to_linear: bool) 
             raise SwnetError(f"In the plan, the mask of {layer.name} has shape {wiring.mask.shape}; "
                              f"{(layer.out_channels, wiring.width)} is needed, and one group. {AGAIN}")  # fmt: skip
         return
-    ordered = all(start < stop for start, stop in wiring.columns) and list(wiring.columns) == sorted(wiring.columns)
-    ordered = ordered and bool(wiring.columns) and not _overlap(wiring.columns)
-    if not ordered or wiring.columns[0][0] < 0 or wiring.columns[-1][1] > layer.in_channels:
-        raise SwnetError(
-            f"In the plan, the columns of {layer.name} are not ascending parts of its {layer.in_channels} channels. {AGAIN}"
-        )
+    _verify_spans(wiring.columns, layer.in_channels, f"the columns of {layer.name}")
     if sum(stop - start for start, stop in wiring.columns) != wiring.width:
         raise SwnetError(f"In the plan, {layer.name} taps {wiring.width} channels for weights of another width. {AGAIN}")
+
+
+def _reads_its_own(wiring: LayerWiring, layer: Layer) -> bool:
+    """Whether a layer is in the plan for its outputs alone: all of it stays, or of a depthwise one what it makes."""
+    columns = wiring.outputs if layer.depthwise else ((0, layer.in_channels),)
+    return bool(wiring.outputs) and wiring.mask is None and wiring.columns == columns and wiring.taps == own_taps(layer, columns)
 
 
 def _verify_sources(wiring: LayerWiring, graph: LayerGraph) -> None:

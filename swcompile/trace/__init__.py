@@ -17,6 +17,7 @@ from swcompile.graph import LayerGraph
 from swcompile.trace.attributes import caches
 from swcompile.trace.capture import Capture, Island, Steps, Subject, capture, tidy
 from swcompile.trace.copies import copy_model, refuse_strange, skeleton
+from swcompile.trace.coupling import couple
 from swcompile.trace.extract import extract
 from swcompile.trace.layers import LAYER_TYPES
 from swcompile.trace.lines import is_by_user, line_of
@@ -39,10 +40,11 @@ __all__ = ["Example", "Island", "Steps", "Traced", "describe_inputs", "layer_gra
 class Traced:
     """A pure copy of a model, its graphs, and the layer graph that plans refer to.
 
-    `graph` describes `train_graph`. Where eval mode runs other code, `eval_graph` is not None and `eval_names` translates the
-    fx node names of features, chains and layers. `example` holds the shapes that were traced, `inferred` whether we chose them.
-    `in_place` are the paths of modules that worked in place in the original; `steps` says what tracing had to do,
-    and `unreached` pairs layers that lie inside a module that stayed one call, or that forward does not call, with that reason.
+    `graph` describes `train_graph`. Where eval mode runs other code, `eval_graph` is not None, `eval_layers` describes it, and
+    `eval_names` translates the fx node names of features, chains and layers. `example` holds the shapes that were traced,
+    `inferred` whether we chose them. `in_place` are the paths of modules that worked in place in the original; `steps` says what
+    tracing had to do, and `unreached` pairs layers that lie inside a module that stayed one call, or that forward does not call,
+    with that reason.
     """
 
     root: nn.Module
@@ -56,6 +58,7 @@ class Traced:
     steps: Steps = field(default_factory=Steps)
     unreached: tuple[tuple[str, str], ...] = ()
     leaves: frozenset[str] = frozenset()
+    eval_layers: LayerGraph | None = None
 
     @property
     def graphs(self) -> tuple[fx.Graph, ...]:
@@ -138,8 +141,12 @@ def _trace(subject: Subject, inferred: bool) -> Traced:
     in_place = _purify(captured, bare)
     graph = _layer_graph(captured.train_graph, root, bare, example, mode)
     names: dict[str, str] = {}
+    modes, eval_layers = [(captured.train_graph, graph)], None
     if captured.eval_graph is not None:
-        graph, names = _match_modes(graph, _layer_graph(captured.eval_graph, root, bare, example, mode))
+        eval_layers = _layer_graph(captured.eval_graph, root, bare, example, mode)
+        modes.append((captured.eval_graph, eval_layers))
+        graph, names = _match_modes(graph, eval_layers)
+    graph = couple(graph, root, modes, names)
     unreached = tuple(_unreached(captured))
     return Traced(
         root,
@@ -153,6 +160,7 @@ def _trace(subject: Subject, inferred: bool) -> Traced:
         captured.steps,
         unreached,
         subject.leaves,
+        eval_layers,
     )
 
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from swcompile.graph import Run
 
-_SHIFT = 32
+SHIFT = 32
 MAX_SLOTS = 1 << 22
 """Values with more channel slots than this (huge flattened maps) become opaque."""
 
@@ -38,7 +38,7 @@ class Value:
         """Return the producers of the channels, or the parents of an opaque value."""
         if self.ids is None:
             return self.parents
-        return frozenset((np.unique(self.ids) >> _SHIFT).tolist())
+        return frozenset((np.unique(self.ids) >> SHIFT).tolist())
 
 
 CONSTANT = Value(None, constant=True)
@@ -54,7 +54,7 @@ def opaque(*sources: Value) -> Value:
 
 def from_runs(runs: Iterable[Run], axis: int) -> Value:
     """Return the value with these runs along one channel axis."""
-    parts = [(np.int64(run.producer) << _SHIFT) + run.first + np.arange(run.width, dtype=np.int64) * run.step for run in runs]
+    parts = [(np.int64(run.producer) << SHIFT) + run.first + np.arange(run.width, dtype=np.int64) * run.step for run in runs]
     return Value(np.concatenate(parts), (axis,))
 
 
@@ -81,7 +81,7 @@ def to_runs(ids: NDArray[np.int64]) -> tuple[Run, ...]:
     for start, stop in zip(starts, stops, strict=True):
         step = int(steps[start]) if stop - start > 1 else 1
         first = int(flat[start])
-        runs.append(Run(start, stop, first >> _SHIFT, first & ((1 << _SHIFT) - 1), step))
+        runs.append(Run(start, stop, first >> SHIFT, first & ((1 << SHIFT) - 1), step))
     return tuple(runs)
 
 

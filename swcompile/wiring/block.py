@@ -17,14 +17,15 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from swcompile.graph import LayerGraph, Tap
-from swcompile.plan import BUDGETS, LayerWiring, Note, Options, Plan, Promise, promised_change
+from swcompile.graph import Layer, LayerGraph, Run, Tap
+from swcompile.plan import BUDGETS, LayerWiring, Note, Options, Plan, Promise, promised_change, without_unread
+from swcompile.rows import Rows, mask_of
 from swcompile.wiring.alive import Watch, live_layers
 from swcompile.wiring.apportion import apportion
 from swcompile.wiring.blocks import Atlas, Maps
 from swcompile.wiring.budget import Budget, is_loose
 from swcompile.wiring.draw import Draw
-from swcompile.wiring.eligible import Site, find_sites, without_far
+from swcompile.wiring.eligible import Site, find_sites, narrowed
 from swcompile.wiring.prune import Pruning
 from swcompile.wiring.readers import Readers, tally
 from swcompile.wiring.repair import Move, Repair
@@ -77,16 +78,16 @@ class BlockWiring:
         self._drawn = [self._shuffled(site) for site in self.found]
         self.kept: list[Kept]
         self.notes: list[Note] = []
-        budget = Budget(graph, self.options, self.found, self._ranked)
+        self.budget = Budget(graph, self.options, self.found, self._ranked)
         if self.options.prunes:
-            budget.counts(self)
+            self.budget.counts(self)
+            gone = self._gone()
             found = zip(self.found, self.kept, strict=True)
-            self.sites = [without_far(self.atlas, site, kept.slots) for site, kept in found]
+            self.sites = [narrowed(self.atlas, site, kept.slots, gone) for site, kept in found]
         else:
             self.kept = [Kept(tuple(map(tuple, drawn))) for drawn in self._drawn]
             self.needed, self.sites = self.before.needed, self.found
         self.direct = tally(self.atlas, self._pieces_at_zero())
-        self.met = budget.note(self) if self.options.prunes or not options.prunes else _WITHIN
 
     def settle(self, counts: Sequence[int]) -> None:
         """Keep so many slots of each site, the nearest ones, the most read dropped first."""
@@ -98,18 +99,45 @@ class BlockWiring:
         """Return the slots that each site keeps."""
         return [kept.slots for kept in self.kept]
 
-    def plan(self, p: float) -> Plan:
-        """Return the plan for one p."""
+    def change(self, kept: Sequence[Sequence[int]], moves: Sequence[Move] = ()) -> tuple[int, int]:
+        """Return by how many parameters and multiply-accumulates the model changes where sites keep these slots."""
+        return promised_change(self._wirings(kept, moves), self.graph, self._rows)
+
+    def plan(self, p: float, *, fill: bool = True) -> Plan:
+        """Return the plan for one p; without `fill` it may stay further below a budget, as is enough for a curve."""
         wanted = apportion(p, [kept.count for kept in self.kept], [site.layer.groups for site in self.sites])
         drawn = self._draw(wanted)
         moves, readers, allowed = self._repaired(drawn)
-        wirings = tuple(self._wirings(moves))
-        left = sum(kept.count for kept in self.kept)
+        kept = self.kept_slots()
+        if self.options.prunes and fill:
+            kept = self.budget.filled(_Moved(self, moves), kept, self._read_through_moves(moves))
+        wirings = tuple(self._wirings(kept, moves))
         units = sum(len(site.slots) for site in self.sites)
-        params, macs = promised_change(wirings, self.graph)
-        promise = Promise(units, len(moves), units - left, params, macs)
-        notes = [*self.refused, *self.notes, *self._shortfalls(wanted, drawn, moves), *self._summary(p, promise, readers, allowed)]
+        change = promised_change(wirings, self.graph, self._rows)
+        promise = Promise(units, len(moves), units - sum(map(len, kept)), *change)
+        notes = [*self.refused, *self.notes, *self._shortfalls(wanted, drawn, moves)]
+        notes += self._summary(p, promise, readers, allowed)
+        notes += self._pruned(wirings, change) if self.asked.prunes else []
         return Plan(self.graph.fingerprint, replace(self.asked, p=float(p)), self.asked.p, wirings, promise, tuple(notes))
+
+    def _read_through_moves(self, moves: Sequence[Move]) -> list[set[int]]:
+        """Return the slots of each site whose maps it reads through a move already, as a dense layer may its far ones."""
+        read: list[set[int]] = [set() for _ in self.sites]
+        for place in {move.site for move in moves if self.sites[move.site].far}:
+            moved = [span for move in moves if move.site == place for piece in move.pieces for span in piece.maps]
+            for at, slot in enumerate(self.sites[place].slots):
+                if any(low < end and start < high for low, high in slot.maps for start, end in moved):
+                    read[place].add(at)
+        return read
+
+    @cached_property
+    def _rows(self) -> Rows:
+        return Rows(self.graph)
+
+    def _gone(self) -> dict[str, NDArray[np.bool_]]:
+        """Return which channels of each feature nobody reads at p = 0, and are to be removed: no block may move to them."""
+        live = self._rows.read({wiring.layer: wiring.taps for wiring in self._wirings(self.kept_slots())})
+        return {name: ~kept for name, kept in self._rows.channels(live) if not kept.all()}
 
     def _fixed_maps(self) -> list[Maps]:
         """Return what sinks and the layers that stay as they are read; a layer that nobody reads does not count."""
@@ -207,15 +235,15 @@ class BlockWiring:
         draw = Draw(self.options.seed, " repair")
         return Repair(self.atlas, self.sites, kept, moves, readers, self.watch, draw, self.options.reach)
 
-    def _wirings(self, moves: Sequence[Move]) -> list[LayerWiring]:
-        by_site: list[dict[int, Move]] = [{} for _ in self.sites]
+    def _wirings(self, kept: Sequence[Sequence[int]], moves: Sequence[Move] = ()) -> list[LayerWiring]:
+        by_site: list[dict[int, Move]] = [{} for _ in self.found]
         for move in moves:
             by_site[move.site][move.slot] = move
         wirings: list[LayerWiring] = []
-        for site, kept, moved in zip(self.sites, self.kept, by_site, strict=True):
-            if moved or kept.count < len(site.slots):
-                wirings.append(self._wiring(site, kept.slots, moved))
-        return wirings
+        for site, slots, moved in zip(self.found, kept, by_site, strict=True):
+            if moved or len(slots) < len(site.slots):
+                wirings.append(self._wiring(site, slots, moved))
+        return without_unread(wirings, self.graph, self._rows) if self.options.prunes else wirings
 
     def _wiring(self, site: Site, kept: Sequence[int], moved: dict[int, Move]) -> LayerWiring:
         taps: list[tuple[int, int, int]] = []
@@ -252,11 +280,57 @@ class BlockWiring:
             notes.append(Note("*", f"p = {promise.p:.4f} instead of {p:g}: {promise.moved} of {wanted} blocks moved"))
         if unread := readers.unread() if allowed else 0:
             notes.append(Note("*", f"{unread} channels are unread: {_WHY_DEAD[self.options.dead]}"))
-        pruned = int((self.before.needed & ~self.needed).sum())
-        if pruned:
-            notes.append(Note("*", f"{pruned} channels are unread by {self.options.asked_to_keep} at p = 0 already"))
-        return notes if self.met is None else [*notes, self.met]
+        return notes
 
+    def _pruned(self, wirings: Sequence[LayerWiring], change: tuple[int, int]) -> list[Note]:
+        """Say which channels nobody reads any more, and what a budget came to."""
+        if not self.options.prunes:
+            return [_WITHIN]
+        read = [(self.atlas.span(run),) for wiring in wirings for run in self.graph.runs_of(wiring.taps)]
+        rest = {site.layer.name for site in self.found} - {wiring.layer for wiring in wirings}
+        read += [(self.atlas.span(run),) for name in rest for run in self._own_runs(self.graph.layer_by_name[name])]
+        unread = self.before.needed & (Readers(self.atlas, tally(self.atlas, [*read, *self._fixed_maps()])).count == 0)
+        removed = 0
+        outputs = {wiring.layer: wiring.outputs for wiring in wirings if wiring.outputs}
+        for layer in self.graph.layers:
+            low, high = self.atlas.offsets[layer.producer : layer.producer + 2]
+            if layer.name in outputs:
+                gone = ~mask_of(outputs[layer.name], layer.out_channels)
+                removed += int(gone.sum())
+                unread[low:high] &= ~gone
+        by_layer = sum(
+            int(unread[low:high].sum())
+            for layer in self.graph.layers
+            for low, high in [self.atlas.offsets[layer.producer : layer.producer + 2]]
+        )
+        notes = [Note("*", f"{removed} output channels that nobody reads any more were removed")] if removed else []
+        if by_layer:
+            notes.append(Note("*", f"{by_layer} output channels that nobody reads any more {_STAY}"))
+        met = self.budget.note(change)
+        return notes if met is None else [*notes, met]
+
+    def _own_runs(self, layer: Layer) -> tuple[Run, ...]:
+        return self.graph.feature_by_name[layer.feature].runs
+
+
+@dataclass(frozen=True)
+class _Moved:
+    """A wiring whose moves are decided, as a budget sees it."""
+
+    wiring: BlockWiring
+    moves: Sequence[Move]
+
+    def settle(self, counts: Sequence[int]) -> None:
+        raise AssertionError("its slots are settled")
+
+    def kept_slots(self) -> list[list[int]]:
+        return self.wiring.kept_slots()
+
+    def change(self, kept: Sequence[Sequence[int]]) -> tuple[int, int]:
+        return self.wiring.change(kept, self.moves)
+
+
+_STAY = "stay: they are part of a sum that is read, or an operation in between needs their place"
 
 _WITHIN = Note("*", "the model is within its budget as it is: no block had to go")
 

@@ -12,7 +12,7 @@ proportion to (in + out + kernel sides) / (in * out * kernel area) as in RigL (E
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from fnmatch import fnmatchcase
 from functools import cached_property
 from typing import TYPE_CHECKING, Protocol
@@ -29,16 +29,21 @@ BLOCKS, PARAMS, MACS = "blocks", "parameters", "multiply-accumulates"
 """What a budget counts."""
 Counts = list[int]
 """The number of slots that each site keeps."""
+Slots = list[list[int]]
+"""The slots that each site keeps."""
 
 
 class Trial(Protocol):
-    """What a budget asks of a wiring: keep so many slots, and say which are left."""
+    """What a budget asks of a wiring: keep so many slots, and say what is left."""
 
     def settle(self, counts: Sequence[int]) -> None:
         """Keep so many slots of each site, or more where one would lose the last reader of something."""
 
-    def kept_slots(self) -> Sequence[Sequence[int]]:
+    def kept_slots(self) -> Slots:
         """Return the slots that each site keeps."""
+
+    def change(self, kept: Slots) -> tuple[int, int]:
+        """Return by how many parameters and multiply-accumulates the model changes where sites keep these slots."""
 
 
 def is_loose(graph: LayerGraph, options: Options) -> bool:
@@ -72,7 +77,7 @@ class Budget:
             return self._largest(trial)
         made = self.at(self._limit)
         trial.settle(made)
-        return made if self.size(trial) <= self._limit else self._largest(trial)
+        return made if self.size(trial, trial.kept_slots()) <= self._limit else self._largest(trial)
 
     def at(self, total: int) -> Counts:
         """Return the counts that add up to `total`, by the spread that was asked for."""
@@ -127,69 +132,72 @@ class Budget:
         return counts
 
     def _largest(self, trial: Trial) -> Counts:
-        """Return the largest counts within the budget: the longest part of the way, then block by block what still fits."""
+        """Return the largest counts within the budget on the way from one block per layer to all of them; `trial` is at them."""
         limit, counts = self._limit, self.at(0)
         trial.settle(counts)
-        if self.size(trial) > limit and self._measure == BLOCKS:
+        least = self.size(trial, trial.kept_slots())
+        if least > limit and self._measure == BLOCKS:
             return counts
-        if self.size(trial) > limit:
+        if least > limit:
             raise SwnetError(
                 f"A budget of {limit:,} {self._measure} was asked for; with one block per layer the model still has "
-                f"{self.size(trial):,} of {self._total:,}. Take a larger budget, or a smaller block."
+                f"{least:,} of {self._total:,}. Take a larger budget, or a smaller block."
             )
         low, high = sum(counts), sum(self.sizes)
         while low < high:
             middle = (low + high + 1) // 2
             tried = self.at(middle)
             trial.settle(tried)
-            if self.size(trial) <= limit:
+            if self.size(trial, trial.kept_slots()) <= limit:
                 low, counts = middle, tried
             else:
                 high = middle - 1
-        return self._filled(trial, counts)
-
-    def _filled(self, trial: Trial, counts: Counts) -> Counts:
-        """Add what still fits, one block of each group at a time, the layers first that are farthest behind their share."""
         trial.settle(counts)
-        open_sites = set(range(len(counts)))
-        ideal = self.at(sum(counts) + 1)
-        while open_sites:
-            slots = trial.kept_slots()
-            room = self._limit - self.size(trial)
-            fitting = [place for place in open_sites if self._least_cost(place, slots[place]) <= room]
-            if not fitting:
-                break
-            place = min(fitting, key=lambda place: (len(slots[place]) - ideal[place], place))
-            tried = list(counts)
-            tried[place] = len(slots[place]) + self.units[place]
-            trial.settle(tried)
-            if self.size(trial) <= self._limit:
-                counts = tried
-            else:
-                open_sites.discard(place)
-                trial.settle(counts)
         return counts
 
-    def _least_cost(self, place: int, kept: Sequence[int]) -> float:
-        """Return the least that one more block in each group of a site can cost; infinity where it keeps all."""
-        unit = self.units[place]
-        gone = set(range(self.sizes[place])) - set(kept)
-        widths = [self.sites[place].slots[slot].width for slot in gone]
-        return self._weight(place, min(widths) * unit, unit) if widths else math.inf
+    def filled(self, trial: Trial, kept: Slots, barred: Sequence[Collection[int]]) -> Slots:
+        """Return the slots with every further block that still fits, but for `barred` ones, one of each group at a time.
 
-    def size(self, trial: Trial) -> int:
-        """Return the blocks, or the parameters or multiply-accumulates of the whole model, with the slots that are kept."""
-        lost = 0
-        for place, (site, kept) in enumerate(zip(self.sites, trial.kept_slots(), strict=True)):
-            width = site.layer.in_channels - sum(site.slots[slot].width for slot in kept)
-            lost += self._weight(place, width, self.sizes[place] - len(kept))
-        return self._total - lost
+        The layers come first that are farthest behind their share, and in a layer the slots in their order.
+        """
+        made = [list(slots) for slots in kept]
+        if self.options.keep or not self.options.prunes:
+            return made
+        ideal = self.at(sum(map(len, made)) + 1)
+        waiting = {place: self._units(place, {*slots, *barred[place]}) for place, slots in enumerate(made)}
+        size = self.size(trial, made)
+        while waiting:
+            place = min(waiting, key=lambda place: (len(made[place]) - ideal[place], place))
+            more = next((unit for unit in waiting[place] if self._least(place, unit) <= self._limit - size), None)
+            if more is None:
+                del waiting[place]
+                continue
+            waiting[place].remove(more)
+            tried = [sorted([*slots, *more]) if place == at else slots for at, slots in enumerate(made)]
+            larger = self.size(trial, tried)
+            if larger <= self._limit:
+                made, size = tried, larger
+        return made
 
-    def _weight(self, place: int, width: int, blocks: int) -> int:
-        """Return what so many blocks of a layer count for, so wide in all."""
+    def _units(self, place: int, taken: Collection[int]) -> list[list[int]]:
+        """Return the slots of a site that are not taken, one of each group at a time."""
+        gone = ([slot for slot in group if slot not in taken] for group in self.sites[place].by_group)
+        return list(map(list, zip(*gone, strict=False)))
+
+    def _least(self, place: int, unit: Sequence[int]) -> int:
+        """Return the least that these slots can cost: without the channels that nobody else reads, for one output per group."""
+        site = self.sites[place]
         if self._measure == BLOCKS:
-            return blocks
-        return weight_of(self.sites[place].layer, width)[self._measure == MACS]
+            return len(unit)
+        width = sum(site.slots[slot].width for slot in unit)
+        one, none = (weight_of(site.layer, wide, site.layer.groups)[self._measure == MACS] for wide in (width, 0))
+        return one - none
+
+    def size(self, trial: Trial, kept: Slots) -> int:
+        """Return the blocks, or the parameters or multiply-accumulates of the whole model, with the slots that are kept."""
+        if self._measure == BLOCKS:
+            return sum(map(len, kept))
+        return self._total + trial.change(kept)[self._measure == MACS]
 
     @property
     def _measure(self) -> str:
@@ -206,12 +214,12 @@ class Budget:
             return sum(self.sizes)
         return self.graph.params if self._measure == PARAMS else self.graph.macs
 
-    def note(self, trial: Trial) -> Note | None:
+    def note(self, change: tuple[int, int]) -> Note | None:
         """Say what a budget came to."""
         if self._measure == BLOCKS:
             return None
         asked = f"at most {self._limit:,} {self._measure} were asked for, of {self._total:,}"
-        return Note("*", f"{asked}; {self.size(trial):,} are left")
+        return Note("*", f"{asked}; {self._total + change[self._measure == MACS]:,} are left")
 
 
 def _erdos_renyi(layer: Layer) -> float:

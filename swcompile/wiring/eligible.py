@@ -190,16 +190,31 @@ def _site(
     return Site(layer, kind, slots, catalogue, available, barred, room, _merged(spans), far)
 
 
-def without_far(atlas: Atlas, site: Site, kept: Sequence[int]) -> Site:
-    """Return the site with the far maps that it no longer reads among its candidates: earlier maps like all others."""
-    if not site.far:
+def narrowed(atlas: Atlas, site: Site, kept: Sequence[int], gone: Mapping[str, NDArray[np.bool_]]) -> Site:
+    """Return the site with other candidates: the far maps that it no longer reads are some, as all earlier maps are, and maps are
+    none that nobody reads and that go (`gone`, by feature).
+    """
+    if not site.far and not gone:
         return site
     spans = [atlas.span(run) for run in atlas.graph.feature_by_name[site.layer.feature].runs]
-    own = [span for span in spans if atlas.producer(span[0]) not in site.far]
+    own = [span for span in spans if atlas.producer(span[0]) not in site.far] if site.far else spans
     own += [span for slot in kept for span in site.slots[slot].maps]
     barred = site.catalogue.holding(own, site.available)
+    if gone:
+        barred = np.union1d(barred, _showing(atlas, site, gone))
     room = int(site.catalogue.total[site.available] - site.catalogue.widths[barred].sum())
     return replace(site, barred=barred, room=room, own=_merged(own))
+
+
+def _showing(atlas: Atlas, site: Site, gone: Mapping[str, NDArray[np.bool_]]) -> NDArray[np.int64]:
+    """Return the available pieces of a site that hold a channel that goes."""
+    pieces = enumerate(site.catalogue.pieces[: site.available])
+    found = [
+        index
+        for index, piece in pieces
+        if (mask := gone.get(atlas.names[piece.feature])) is not None and mask[piece.start : piece.stop].any()
+    ]
+    return np.array(found, np.int64)
 
 
 def _merged(spans: Iterable[tuple[int, int]]) -> tuple[int, ...]:

@@ -20,6 +20,7 @@ from swcompile.graph import Layer, LayerGraph, Tap
 from swcompile.metrics import Figures, channel_graph, measure
 from swcompile.metrics.closed_form import ClosedForm, closed_forms
 from swcompile.plan import P_POLICIES, Options
+from swcompile.shrink import shrink
 from swcompile.wiring.block import BlockWiring
 from swcompile.wiring.kernel_skips import without_dense_links, without_skips
 
@@ -61,7 +62,9 @@ def sweep(graph: LayerGraph, options: Options, points: int = 20) -> Curve:
 
 def _sweep_block(graph: LayerGraph, options: Options, ps: Sequence[float]) -> Curve:
     wiring = BlockWiring(graph, options)
-    return _curve(ps, [measure(channel_graph(graph, wiring.plan(p).taps()), seed=options.seed) for p in ps], exact=True)
+    plans = (wiring.plan(p, fill=False) for p in ps)
+    left = (shrink(graph, plan.outputs(), plan.taps()) for plan in plans)
+    return _curve(ps, [measure(channel_graph(*one), seed=options.seed) for one in left], exact=True)
 
 
 def _sweep_kernel(graph: LayerGraph, options: Options, ps: Sequence[float]) -> Curve:

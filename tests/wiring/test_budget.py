@@ -14,7 +14,7 @@ from test_block import NETS, graphs
 
 from swcompile.errors import SwnetError
 from swcompile.graph import Layer, LayerGraph
-from swcompile.plan import Options, Plan
+from swcompile.plan import Options, Plan, channel_ids
 from swcompile.verify import verify
 from swcompile.wiring.block import BlockWiring, wire_block
 from tests import graphs as graphs_by_hand
@@ -39,12 +39,19 @@ def size_of(graph: LayerGraph, plan: Plan, measure: str) -> int:
 def smallest_step(graph: LayerGraph, options: Options, plan: Plan, measure: str) -> int | None:
     """Return what the next block would cost in the layer where it is cheapest; None where no layer has lost any."""
     kept = {wiring.layer: {column for start, stop in wiring.columns for column in range(start, stop)} for wiring in plan.layers}
+    read = {wiring.layer: set(channel_ids(graph.runs_of(wiring.taps)).tolist()) for wiring in plan.layers}
     costs = []
     for site in BlockWiring(graph, options).found:
         layer = site.layer
-        gone = [slot for slot in site.slots if not set(range(slot.start, slot.stop)) <= kept.get(layer.name, {*range(slot.stop)})]
+        own = channel_ids(graph.feature_by_name[layer.feature].runs).tolist()
+        gone = [
+            slot
+            for slot in site.slots
+            if not set(range(slot.start, slot.stop)) <= kept.get(layer.name, {*range(slot.stop)})
+            and read[layer.name].isdisjoint(own[slot.start : slot.stop])
+        ]
         if gone:
-            width = max(slot.width for slot in gone) * layer.groups
+            width = min(slot.width for slot in gone) * layer.groups
             weights = width // layer.groups * layer.out_channels * layer.kernel_area
             costs.append(weights + width * layer.chain_params if measure == "params" else weights * layer.positions)
     return min(costs, default=None)
