@@ -19,13 +19,13 @@ from swcompile import store
 from swcompile.check import Ledger, census, check
 from swcompile.collector import collector_paused
 from swcompile.errors import NothingToDoError, SwnetError, first_line
-from swcompile.graph import LayerGraph
+from swcompile.graph import Coupling, LayerGraph
 from swcompile.metrics import Figures, channel_graph, measure
 from swcompile.modules import RewiredModule
 from swcompile.optimize import optimize, restore_in_place
 from swcompile.plan import Note, Options, Plan
 from swcompile.rewrite import rewrite
-from swcompile.trace import Example, Steps, Traced, trace, trace_structure
+from swcompile.trace import Example, Steps, Traced, coupled, trace, trace_structure
 from swcompile.trace.shapes import Spec
 from swcompile.verify import verify
 from swcompile.wiring import Curve, sweep, wire
@@ -164,7 +164,7 @@ def transform(
         conv_to_linear=conv_to_linear,
         min_in_degree=min_in_degree,
     )
-    traced = _traced(trace, model, example_inputs, leaf_modules)
+    traced = _traced(trace, model, example_inputs, leaf_modules, options)
     made = _decide(traced, options)
     if not made.layers and (options.p != 0 or options.prunes):
         raise NothingToDoError(_why_nothing(made))
@@ -216,7 +216,7 @@ def plan(
         conv_to_linear=conv_to_linear,
         min_in_degree=min_in_degree,
     )
-    return _decide(_traced(trace_structure, model, example_inputs, leaf_modules), options)
+    return _decide(_traced(trace_structure, model, example_inputs, leaf_modules, options), options)
 
 
 def apply(model: nn.Module | ExportedProgram, plan: Plan, example_inputs: object = None) -> RewiredModule:
@@ -269,7 +269,7 @@ def analyze(
     )
     if not isinstance(points, int) or not 2 <= points <= MAX_POINTS:
         raise SwnetError(f"points={points!r} were asked for; take a whole number from 2 to {MAX_POINTS:,} of values of p.")
-    traced = _traced(trace_structure, model, example_inputs, leaf_modules)
+    traced = _traced(trace_structure, model, example_inputs, leaf_modules, options)
     curve = sweep(traced.graph, options, points)
     return Analysis(
         **vars(_surveyed(traced, options)),
@@ -287,7 +287,8 @@ def survey(
     **asked: Any,
 ) -> Survey:
     """Return what of a model can be rewired, with the options `asked` for, without computing any figures: for `swcompile check`."""
-    return _surveyed(_traced(trace_structure, model, example_inputs, leaf_modules), Options(**asked))
+    options = Options(**asked)
+    return _surveyed(_traced(trace_structure, model, example_inputs, leaf_modules, options), options)
 
 
 def _surveyed(traced: Traced, options: Options) -> Survey:
@@ -347,9 +348,11 @@ def _traced(
     model: object,
     example_inputs: object,
     leaf_modules: Sequence[str | type[nn.Module]],
+    options: Options,
 ) -> Traced:
     found = _module(model)
-    return _announced(how(found, _inputs(model, example_inputs), _leaves(found, leaf_modules)))
+    traced = _announced(how(found, _inputs(model, example_inputs), _leaves(found, leaf_modules)))
+    return coupled(traced) if options.prunes else traced
 
 
 def _inputs(model: object, given: object) -> object:
@@ -444,6 +447,8 @@ def _why_nothing(made: Plan) -> str:
 @collector_paused()
 def _carry_out(traced: Traced, made: Plan, *, fresh: bool = False) -> RewiredModule:
     """Verify, rewrite, optimize and check: the rest of the way, once a plan is there."""
+    if made.outputs() and traced.graph.coupling == Coupling():
+        traced = coupled(traced)
     verify(made, traced.graph)
     _refuse_masks_without_memory(traced, made)
     counted = census(traced)

@@ -226,12 +226,14 @@ class Coupling:
         view(conv4)                                     the rows of conv4 are held: the view would no longer fit
 
     `bonds` are pairs of values, each as rows, whose channels go together one by one. `held` are rows that something needs as they
-    are, each with what that is.
+    are, each with what that is. `squeezes` are the layers that read a map only to compute a gate for that very map (squeeze and
+    excitation): a channel that nobody else reads goes, and its column of the squeeze with it.
     """
 
     carriers: tuple[Carrier, ...] = ()
     bonds: tuple[tuple[tuple[Run, ...], tuple[Run, ...]], ...] = ()
     held: tuple[tuple[tuple[Run, ...], str], ...] = ()
+    squeezes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -542,12 +542,13 @@ def own_taps(layer: Layer, columns: Sequence[tuple[int, int]], resample: str = "
 def without_unread(wirings: Sequence[LayerWiring], graph: LayerGraph, rows: Rows) -> list[LayerWiring]:
     """Return the wirings with every output channel removed that nobody reads and nothing holds, in the order of the network."""
     made = {wiring.layer: wiring for wiring in wirings}
-    outputs = rows.outputs(rows.read({wiring.layer: wiring.taps for wiring in wirings}))
+    live = rows.read({wiring.layer: wiring.taps for wiring in wirings})
+    outputs, columns = rows.outputs(live), rows.columns(live)
     for layer in graph.layers:
-        if spans := outputs.get(layer.name, ()):
-            columns = spans if layer.depthwise else ((0, layer.in_channels),)
-            known = made.get(layer.name) or LayerWiring(layer.name, own_taps(layer, columns), columns)
-            made[layer.name] = dataclasses.replace(known, outputs=spans)
+        if layer.name in outputs or layer.name in columns:
+            whole = columns.get(layer.name, ((0, layer.in_channels),))
+            known = made.get(layer.name) or LayerWiring(layer.name, own_taps(layer, whole), whole)
+            made[layer.name] = dataclasses.replace(known, outputs=outputs.get(layer.name, ()))
     return [made[layer.name] for layer in graph.layers if layer.name in made]
 
 

@@ -32,6 +32,8 @@ class Rows:
             (carrier, self._numbers(carrier.rows)) for carrier in graph.coupling.carriers
         ]
         self._filters = {carrier.name: rows for carrier, rows in self.carriers if carrier.depthwise}
+        self._follow = {*self._filters, *graph.coupling.squeezes}
+        """The layers whose reading keeps no row alive: they lose with it what they read."""
         self._held = np.zeros(self._offsets[-1], np.bool_)
         for runs, _ in graph.coupling.held:
             self._held[self._numbers(runs)] = True
@@ -63,7 +65,7 @@ class Rows:
         """Return which rows must stay where layers read `taps`, and layers that are not among them all of their features."""
         live = self._held.copy()
         for layer in self.graph.layers:
-            if layer.name not in self._filters:
+            if layer.name not in self._follow:
                 for tap in taps.get(layer.name) or self.graph.reads(layer):
                     rows = self.of[tap.feature][tap.start : tap.stop]
                     live[rows[rows >= 0]] = True
@@ -99,6 +101,11 @@ class Rows:
                 found[layer.name] = spans_of(kept)
         return found
 
+    def columns(self, live: Mask) -> dict[str, Spans]:
+        """Return the input channels that stay of each layer that loses some with the rows that make them."""
+        kept = {layer.name: _kept(self.of[layer.feature], live) for layer in self.graph.layers if layer.name in self._follow}
+        return {name: spans_of(mask) for name, mask in kept.items() if not mask.all()}
+
     def channels(self, live: Mask) -> Iterator[tuple[str, Mask]]:
         """Yield each feature with which of its channels stay."""
         for name, rows in self.of.items():
@@ -112,9 +119,11 @@ class Rows:
                 self._own(layer.producer, live)[:] = mask_of(outputs[layer.name], layer.out_channels)
         return live
 
-    def agree(self, outputs: Mapping[str, Spans], taps: Mapping[str, Sequence[Tap]]) -> bool:
-        """Whether layers can lose all but `outputs` where layers read `taps`: nothing that is needed goes, and all that must."""
+    def agree(self, outputs: Mapping[str, Spans], columns: Mapping[str, Spans], taps: Mapping[str, Sequence[Tap]]) -> bool:
+        """Whether layers that read `taps`, by `columns`, can lose all but `outputs`: nothing needed goes, and all that must."""
         live = self.without(outputs)
+        if any(columns.get(name) != spans for name, spans in self.columns(live).items()):
+            return False
         if bool((self.read(taps) & ~live).any()) or any((live[left] != live[right]).any() for left, right in self._bonds):
             return False
         return self.outputs(live) == dict(outputs)

@@ -50,7 +50,8 @@ def _verify_outputs(plan: Plan, graph: LayerGraph) -> None:
     outputs = plan.outputs()
     for name, spans in outputs.items():
         _verify_spans(spans, graph.layer_by_name[name].out_channels, f"the outputs of {name}")
-    if outputs and not Rows(graph).agree(outputs, plan.taps()):
+    columns = {wiring.layer: wiring.columns for wiring in plan.layers}
+    if outputs and not Rows(graph).agree(outputs, columns, plan.taps()):
         raise SwnetError(f"The plan removes output channels that something still needs, or not all that go together. {AGAIN}")
 
 
@@ -102,7 +103,7 @@ def _verify_layer(wiring: LayerWiring, graph: LayerGraph, conv_to_linear: bool) 
     layer = graph.layer_by_name.get(wiring.layer)
     if layer is None:
         raise SwnetError(f"The plan wires a layer {wiring.layer!r}, which the model does not have. {AGAIN}")
-    if layer.refused is not None and not _reads_its_own(wiring, layer):
+    if layer.refused is not None and not _reads_its_own(wiring, layer, graph):
         raise SwnetError(f"The plan wires {layer.name}, which cannot be rewired: {layer.refused}. {AGAIN}")
     if not wiring.taps:
         raise SwnetError(f"The plan leaves {layer.name} without any input. {AGAIN}")
@@ -126,10 +127,16 @@ def _verify_layer(wiring: LayerWiring, graph: LayerGraph, conv_to_linear: bool) 
         raise SwnetError(f"In the plan, {layer.name} taps {wiring.width} channels for weights of another width. {AGAIN}")
 
 
-def _reads_its_own(wiring: LayerWiring, layer: Layer) -> bool:
-    """Whether a layer is in the plan for its outputs alone: all of it stays, or of a depthwise one what it makes."""
-    columns = wiring.outputs if layer.depthwise else ((0, layer.in_channels),)
-    return bool(wiring.outputs) and wiring.mask is None and wiring.columns == columns and wiring.taps == own_taps(layer, columns)
+def _reads_its_own(wiring: LayerWiring, layer: Layer, graph: LayerGraph) -> bool:
+    """Whether a layer is in the plan only for what it loses with others: outputs, or with them what it reads."""
+    follows = layer.depthwise or layer.name in graph.coupling.squeezes
+    whole = wiring.columns == ((0, layer.in_channels),)
+    return (
+        (bool(wiring.outputs) or follows)
+        and (whole or follows)
+        and wiring.mask is None
+        and wiring.taps == own_taps(layer, wiring.columns)
+    )
 
 
 def _verify_sources(wiring: LayerWiring, graph: LayerGraph) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from swcompile.modules import RewiredModule
 from swcompile.plan import LayerWiring
 from swcompile.rows import Rows, mask_of
 from tests import zoo
+from tests.trace.test_coupling import CARRIED
 
 
 def columns_of(wiring: LayerWiring) -> Tensor:
@@ -91,25 +93,74 @@ def run(model: nn.Module, x: Tensor, training: bool) -> list[Tensor]:
     return [value for value in pytree.tree_leaves(made) if isinstance(value, Tensor)]
 
 
+class Excited(nn.Module):
+    """Expansion, depthwise convolution, squeeze and excitation (by convolutions or by linear layers), projection, shortcut."""
+
+    def __init__(self, linear: bool) -> None:
+        super().__init__()
+        self.expand = nn.Sequential(nn.Conv2d(16, 64, 1, bias=False), nn.BatchNorm2d(64), nn.SiLU())
+        self.filter = nn.Sequential(nn.Conv2d(64, 64, 3, padding=1, groups=64), nn.BatchNorm2d(64), nn.SiLU())
+        self.pool = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten() if linear else nn.Identity())
+        make = nn.Linear if linear else partial(nn.Conv2d, kernel_size=1)
+        self.gate = nn.Sequential(make(64, 16), nn.ReLU(), make(16, 64), nn.Sigmoid())
+        self.project = nn.Sequential(nn.Conv2d(64, 16, 1, bias=False), nn.BatchNorm2d(16))
+
+    def forward(self, x: Tensor) -> Tensor:
+        inside = self.filter(self.expand(x))
+        gate = self.gate(self.pool(inside))
+        return x + self.project(inside * (gate if gate.dim() == 4 else gate[:, :, None, None]))
+
+
+class Net(nn.Module):
+    """Blocks between a stem and a head."""
+
+    def __init__(self, *blocks: nn.Module, head: nn.Module | None = None) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.ReLU())
+        self.blocks = nn.Sequential(*blocks)
+        self.head = head or nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 10))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.blocks(self.stem(x)))
+
+
+def excited() -> nn.Module:
+    return Net(Excited(False), Excited(False))
+
+
+POOLED = ("a mean over places", "an index")
+"""Models whose last layer works at 1x1 resolution, and is never pruned."""
+MORE: dict[str, Callable[[], nn.Module]] = {"excited": excited}
+MORE |= {name: partial(copy.deepcopy, model) for name, model in CARRIED.items() if name not in POOLED}
+"""Models beside those of the zoo, on small images."""
+
+
+def build(name: str) -> tuple[nn.Module, Tensor]:
+    if name in MORE:
+        torch.manual_seed(5)
+        return MORE[name](), torch.rand(2, 3, 6, 6)
+    return zoo.build(name)
+
+
 DRAWS = "stochastic_depth"
 """A model that draws random numbers in train mode: over fewer channels it draws others."""
-MODES = [(name, training) for name in sorted(zoo.ZOO) for training in (True, False) if not (training and name == DRAWS)]
+MODES = [(name, training) for name in sorted([*zoo.ZOO, *MORE]) for training in (True, False) if not (training and name == DRAWS)]
 
 
 @pytest.mark.parametrize("density", [0.5, 0.2])
 @pytest.mark.parametrize(("name", "training"), MODES)
 def test_masked_equals_removed(name: str, training: bool, density: float) -> None:
     """Outputs and gradients of the pruned module are those of the user's model with the same channels masked, to 1e-10."""
-    model, x = zoo.build(name)
+    model, x = build(name)
     model, x = model.double(), x.double()
     for module in model.modules():  # over fewer channels dropout draws other numbers
-        if isinstance(module, nn.Dropout):
+        if isinstance(module, nn.modules.dropout._DropoutNd):
             module.p = 0.0
     with torch.no_grad():
         for parameter in model.parameters():  # zeros and ones would hide a norm's channel taken for another
             parameter.add_(torch.rand_like(parameter) * 0.1)
-    pruned = swnet.transform(model, x, p=0.0, density=density)
-    cut = Cut(pruned, swnet.analyze(model, x, points=2).graph)
+    pruned = swnet.transform(model, x, p=0.0, density=density, head=name in MORE)
+    cut = Cut(pruned, swnet.analyze(model, x, points=2, density=density, head=name in MORE).graph)
     assert cut.wirings
     masked = copy.deepcopy(model)
     cut.silence(masked)
@@ -130,6 +181,16 @@ def test_masked_equals_removed(name: str, training: bool, density: float) -> Non
 
 
 DENSENET = 1_019_722
+
+
+@pytest.mark.parametrize("linear", [False, True])
+def test_a_gate_loses_what_its_map_loses(linear: bool) -> None:
+    model = Net(Excited(linear), Excited(linear))
+    x = torch.rand(2, 3, 12, 12)
+    small = swnet.transform(model, x, p=0.0, density=0.25)
+    block = small.get_submodule("blocks.1")
+    wide = {name: module.weight.shape[:2] for name, module in block.named_modules() if hasattr(module, "weight")}
+    assert wide["expand.0"][0] == wide["filter.0"][0] == wide["gate.2"][0] == wide["gate.0"][1] == wide["project.0"][1] < 64
 
 
 @pytest.mark.parametrize("spread", ["uniform", "erk", "global"])

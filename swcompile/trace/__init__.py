@@ -33,7 +33,7 @@ from swcompile.trace.shapes import (
 )
 from swcompile.trace.valued import reason_of
 
-__all__ = ["Example", "Island", "Steps", "Traced", "describe_inputs", "layer_graph", "trace", "trace_structure"]
+__all__ = ["Example", "Island", "Steps", "Traced", "coupled", "describe_inputs", "layer_graph", "trace", "trace_structure"]
 
 
 @dataclass
@@ -44,7 +44,7 @@ class Traced:
     `eval_names` translates the fx node names of features, chains and layers. `example` holds the shapes that were traced,
     `inferred` whether we chose them. `in_place` are the paths of modules that worked in place in the original; `steps` says what
     tracing had to do, and `unreached` pairs layers that lie inside a module that stayed one call, or that forward does not call,
-    with that reason.
+    with that reason. What goes together where channels go, `graph` says only once `coupled` has looked.
     """
 
     root: nn.Module
@@ -87,6 +87,16 @@ def trace_structure(model: nn.Module, example_inputs: object = None, leaves: Ite
         mode = FakeTensorMode(allow_non_fake_inputs=True)
         root = skeleton(model, mode)  # not the one that is run, for a forward may hang hooks on what is traced
         return _trace(Subject(root, skeleton(root, mode), mode, example, _paths(model, leaves)), example_inputs is None)
+
+
+@collector_paused()
+def coupled(traced: Traced) -> Traced:
+    """Return the same with what goes together where layers lose output channels: for whoever prunes."""
+    modes = [(traced.train_graph, traced.graph)]
+    if traced.eval_graph is not None:
+        assert traced.eval_layers is not None
+        modes.append((traced.eval_graph, traced.eval_layers))
+    return replace(traced, graph=couple(traced.graph, traced.root, modes, traced.eval_names))
 
 
 @contextmanager
@@ -141,12 +151,10 @@ def _trace(subject: Subject, inferred: bool) -> Traced:
     in_place = _purify(captured, bare)
     graph = _layer_graph(captured.train_graph, root, bare, example, mode)
     names: dict[str, str] = {}
-    modes, eval_layers = [(captured.train_graph, graph)], None
+    eval_layers = None
     if captured.eval_graph is not None:
         eval_layers = _layer_graph(captured.eval_graph, root, bare, example, mode)
-        modes.append((captured.eval_graph, eval_layers))
         graph, names = _match_modes(graph, eval_layers)
-    graph = couple(graph, root, modes, names)
     unreached = tuple(_unreached(captured))
     return Traced(
         root,

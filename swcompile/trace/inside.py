@@ -41,6 +41,21 @@ def look_inside(node: fx.Node, module: nn.Module | None, outside: rules.Context,
     return None
 
 
+def inside_of(node: fx.Node, module: nn.Module, *, training: bool) -> fx.Graph | None:
+    """Return the graph of what a call of a module does in one mode, with shapes; None where it cannot be traced on its own."""
+    inputs = [source for source in node.all_input_nodes if spec_of(source) is not None]
+    if not inputs or len(inputs) < len(node.all_input_nodes):
+        return None
+    for trace in (_trace, _trace_with_values):
+        with suppress(Exception), attributes(module), random_state() as drawn:
+            graph = trace(node, inputs, module, training)
+            if drawn():
+                return None
+            follow_shapes(graph, module, [spec_of(source) for source in inputs])
+            return graph
+    return None
+
+
 def _seen(
     trace: Callable[..., fx.Graph],
     node: fx.Node,
@@ -58,11 +73,11 @@ def _seen(
         return _Inside(graph, module, [outside.value(source) for source in inputs], outside, depth).run()
 
 
-def _trace(node: fx.Node, inputs: list[fx.Node], module: nn.Module | None) -> fx.Graph:
+def _trace(node: fx.Node, inputs: list[fx.Node], module: nn.Module | None, training: bool = False) -> fx.Graph:
     if module is not None:
         if list(node.args) != inputs or node.kwargs:
             raise _NotSeenError
-        return _in_eval_mode(module, lambda: fx.Tracer().trace(module))
+        return _in_mode(module, training, lambda: fx.Tracer().trace(module))
     function: Any = node.target
     if not inspect.isfunction(function) or len(inputs) > 2:
         raise _NotSeenError
@@ -74,19 +89,19 @@ def _trace(node: fx.Node, inputs: list[fx.Node], module: nn.Module | None) -> fx
     return fx.Tracer().trace((lambda a: call(a)) if len(inputs) == 1 else (lambda a, b: call(a, b)))  # fx reads the arity
 
 
-def _trace_with_values(node: fx.Node, inputs: list[fx.Node], module: nn.Module | None) -> fx.Graph:
+def _trace_with_values(node: fx.Node, inputs: list[fx.Node], module: nn.Module | None, training: bool = False) -> fx.Graph:
     """Trace a module of a user's whose code asks for sizes and types."""
     if module is None or type(module).__module__.startswith("torch.") or list(node.args) != inputs or node.kwargs:
         raise _NotSeenError
     mode = FakeTensorMode(allow_non_fake_inputs=True)
-    bare = skeleton(module, mode).eval()
+    bare = skeleton(module, mode).train(training)
     given = fakes(tuple(map(spec_of, inputs)), mode)
-    return _in_eval_mode(module, lambda: ValuedTracer(module, bare, given, mode, {}).trace(module))
+    return _in_mode(module, training, lambda: ValuedTracer(module, bare, given, mode, {}).trace(module))
 
 
-def _in_eval_mode(root: nn.Module, trace: Callable[[], fx.Graph]) -> fx.Graph:
+def _in_mode(root: nn.Module, training: bool, trace: Callable[[], fx.Graph]) -> fx.Graph:
     modes = {module: module.training for module in root.modules()}
-    root.eval()
+    root.train(training)
     try:
         return trace()
     finally:

@@ -139,9 +139,10 @@ class Budget:
         if least > limit and self._measure == BLOCKS:
             return counts
         if least > limit:
+            head = "" if self.options.head else ", or head=True, which prunes the last layer, too"
             raise SwnetError(
                 f"A budget of {limit:,} {self._measure} was asked for; with one block per layer the model still has "
-                f"{least:,} of {self._total:,}. Take a larger budget, or a smaller block."
+                f"{least:,} of {self._total:,}. Take a larger budget, a smaller block{head}."
             )
         low, high = sum(counts), sum(self.sizes)
         while low < high:

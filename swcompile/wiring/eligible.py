@@ -108,6 +108,8 @@ def _structural(layer: Layer, graph: LayerGraph, options: Options) -> str | None
         return "a head: nothing reads its output further on (head=True includes it)"
     if layer.rigid and options.prunes:
         return f"{layer.rigid}, so it cannot lose channels (density=1 can rewire it)"
+    if layer.name in graph.coupling.squeezes and options.prunes:
+        return "it computes a gate for the very map that it reads, and loses the channels that the map loses"
     return _behind_opaque(graph, feature)
 
 
