@@ -4,6 +4,7 @@
     python -m benchmarks.zoo resnet swin_t        those whose names contain one of these
     python -m benchmarks.zoo --zoo timm           the smallest of each of timm's families; needs timm, too
     python -m benchmarks.zoo --zoo timm --all     all of timm's: days
+    python -m benchmarks.zoo --prune              prune them, verified against masked models: a quarter of an hour
 
 A model passes when at p = 0 outputs, gradients and buffers equal the original's to the bit, in train mode (same random state,
 dropout, stochastic depth and auxiliary heads on) and in eval mode, there also at other sizes; and at p = 0.3 outputs are finite
@@ -11,6 +12,9 @@ and of the same structure, every parameter that had a gradient has one, the numb
 are the original's, and the model runs at another batch size, and at another image size wherever plain tracing sufficed. Of
 detectors the backbone is examined, since their own forward decides by values. A model may be refused, with a reason; it may not
 fail.
+
+With --prune a model passes when at density 0.4 and p = 0.2, the head included, outputs, gradients and buffers of what is left equal
+those of a model of which the same channels are masked, to 1e-10 in float64 (verify=True).
 """
 
 from __future__ import annotations
@@ -45,6 +49,7 @@ FAMILIES = ("classification", "segmentation", "video", "quantization", "optical_
 SIDES = (64, 128, 224, 299)
 VOLUMES = ((8, 64, 64), (16, 64, 64), (16, 112, 112), (16, 224, 224))
 P = 0.3
+PRUNED_P, DENSITY = 0.2, 0.4
 console = Console()
 
 
@@ -66,7 +71,8 @@ class Outcome:
     """What came of a model.
 
     `outcome` is "passed", "refused" or "failed", the last two with a reason. `elsewhere` are the other sizes ("batch", "image") at
-    which it ran, too: one is missing where the original itself does not take it. `moved` is the share of its links that moved.
+    which it ran, too: one is missing where the original itself does not take it. `moved` is the share of its links that moved,
+    `left` that of its parameters that pruning left, which `verified` speaks of.
     """
 
     name: str
@@ -81,6 +87,8 @@ class Outcome:
     layers: int = 0
     moved: float = 0.0
     params: int = 0
+    left: float = 1.0
+    verified: str = ""
     trace_s: float = 0.0
     seconds: float = 0.0
 
@@ -123,11 +131,11 @@ def _size_of(timm: Any, name: str) -> int:
         return sum(parameter.numel() for parameter in timm.create_model(name, pretrained=False).parameters())
 
 
-def examine(case: Case) -> Outcome:
+def examine(case: Case, prune: bool = False) -> Outcome:
     """Put one model through everything; what it raises becomes a failure, with the last line of the traceback."""
     outcome, start = Outcome(case.name, case.family), time.perf_counter()
     try:
-        _examine(case, outcome)
+        _examine(case, outcome, prune)
         outcome.outcome = "passed"
     except swnet.SwnetError as error:
         outcome.outcome, outcome.reason = "refused", str(error)
@@ -138,7 +146,7 @@ def examine(case: Case) -> Outcome:
     return outcome
 
 
-def _examine(case: Case, outcome: Outcome) -> None:
+def _examine(case: Case, outcome: Outcome, prune: bool) -> None:
     torch.manual_seed(0)
     model = case.build()
     model = model.get_submodule(case.part) if case.part else model
@@ -150,6 +158,9 @@ def _examine(case: Case, outcome: Outcome) -> None:
     outcome.shape, outcome.layers, outcome.step = size, len(traced.graph.layers), traced.steps.step
     outcome.islands, outcome.fixed = len(traced.steps.islands), traced.steps.fixed
     outcome.params = sum(parameter.numel() for parameter in model.parameters())
+    if prune:
+        _removed_is_masked(model, inputs, outcome)
+        return
     _same_at_p_0(model, inputs, outcome)
     gc.collect()
     _sound_when_rewired(model, inputs, outcome)
@@ -241,6 +252,12 @@ def _sound_when_rewired(model: nn.Module, inputs: tuple[Tensor, ...], outcome: O
     outcome.moved = round(ledger.links_moved / max(ledger.before.links, 1), 4)
 
 
+def _removed_is_masked(model: nn.Module, inputs: tuple[Tensor, ...], outcome: Outcome) -> None:
+    ledger = swnet.ledger(swnet.transform(model, inputs, p=PRUNED_P, density=DENSITY, head=True, verify=True))
+    outcome.left = round(ledger.after.params / ledger.before.params, 4)
+    outcome.verified = str(ledger.certificate)
+
+
 def _elsewhere(
     model: nn.Module, rewired: nn.Module, inputs: tuple[Tensor, ...], outcome: Outcome
 ) -> Iterator[tuple[str, list[Tensor], list[Tensor]]]:
@@ -264,12 +281,14 @@ def _elsewhere(
 def table(outcomes: Sequence[Outcome], zoo: str) -> Table:
     """Return one row a model."""
     made = Table(title=f"{zoo}'s models", box=box.SIMPLE_HEAD)
-    for heading in ("model", "outcome", "tracing", "layers", "moved", "trace CPU s", "reason"):
+    for heading in ("model", "outcome", "tracing", "layers", "moved", "left", "trace CPU s", "reason"):
         made.add_column(heading)
     for one in outcomes:
         tracing = one.step + (f", {one.islands} islands" if one.islands else "") + "".join(f", fixed {what}" for what in one.fixed)
         reason = one.reason.splitlines()[0][:60] if one.reason else ""
-        made.add_row(one.name, one.outcome, tracing, str(one.layers), f"{one.moved:.2f}", f"{one.trace_s:.1f}", reason)
+        made.add_row(
+            one.name, one.outcome, tracing, str(one.layers), f"{one.moved:.2f}", f"{one.left:.2f}", f"{one.trace_s:.1f}", reason
+        )
     return made
 
 
@@ -293,6 +312,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--zoo", choices=("torchvision", "timm"), default="torchvision")
     parser.add_argument("--families", nargs="*", help=f"of torchvision: {', '.join(FAMILIES)}; of timm: its modules")
     parser.add_argument("--all", action="store_true", help="every model of timm's, not only the smallest of each family")
+    parser.add_argument("--prune", action="store_true", help="prune the models and verify what is left")
     parser.add_argument("--no-record", action="store_true", help="print only; leave the results folder as it is")
     options = parser.parse_args(arguments)
     found = cases() if options.zoo == "torchvision" else timm_cases(options.families or (), options.all)
@@ -302,11 +322,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if (not options.families or case.family in options.families)
         and (not options.names or any(name in case.name for name in options.names))
     ]
-    results = RESULTS / ("zoo.json" if options.zoo == "torchvision" else f"zoo_{options.zoo}.json")
+    names = ["zoo", *([] if options.zoo == "torchvision" else [options.zoo]), *(["pruned"] if options.prune else [])]
+    results = RESULTS / f"{'_'.join(names)}.json"
     known = {} if options.no_record else {(one.family, one.name): one for one in recorded(results)}
     outcomes: list[Outcome] = []
     for place, case in enumerate(wanted, 1):
-        last = known.get((case.family, case.name)) or examine(case)
+        last = known.get((case.family, case.name)) or examine(case, options.prune)
         outcomes.append(last)
         console.print(
             f"{place}/{len(wanted)} {case.name}: {last.outcome} {last.seconds:.0f} s {last.reason[:300]}", highlight=False

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
 from swcompile import store
+from swcompile.certificate import certify
 from swcompile.check import Ledger, census, check
 from swcompile.collector import collector_paused
 from swcompile.errors import NothingToDoError, SwnetError, first_line
@@ -106,6 +107,7 @@ def transform(
     init: str = "he",
     conv_to_linear: bool = False,
     min_in_degree: int = 1,
+    verify: bool = False,
     leaf_modules: Sequence[str | type[nn.Module]] = (),
 ) -> RewiredModule:
     """Return a copy of `model` whose layers also read feature maps from far behind them.
@@ -128,6 +130,7 @@ def transform(
         head: whether the last layers (classifiers) may be rewired too.
         dead: "forbid" moves no block that would leave channels unread, "allow" does, "auto" forbids where that leaves enough.
         skips, budget, init, conv_to_linear, min_in_degree: for wiring "kernel"; see swcompile.wiring.kernel.
+        verify: whether to run the pruned model and a masked one in float64 and compare them (swcompile.certificate).
         leaf_modules: paths or classes of modules to leave as they are, with whatever layers lie inside.
 
     Returns:
@@ -168,7 +171,8 @@ def transform(
     made = _decide(traced, options)
     if not made.layers and (options.p != 0 or options.prunes):
         raise NothingToDoError(_why_nothing(made))
-    return _carry_out(traced, made, fresh=True)
+    module = _carry_out(traced, made, fresh=True)
+    return _certified(model, module, example_inputs) if verify else module
 
 
 def plan(
@@ -458,6 +462,22 @@ def _carry_out(traced: Traced, made: Plan, *, fresh: bool = False) -> RewiredMod
     restore_in_place(traced)
     module = RewiredModule.assemble(traced.root, traced.train_graph, traced.eval_graph)
     module.swcompile = Record(made, traced.example, check(module, made, counted, traced.example, fresh=fresh))
+    return module
+
+
+def _certified(model: object, module: RewiredModule, example_inputs: object) -> RewiredModule:
+    """Return the module with a certificate in its ledger."""
+    found: Record = module.swcompile
+    if not found.ledger.links_pruned or found.plan.masks():
+        raise SwnetError("verify=True compares removed channels with masked ones, and none were removed. Leave it out.")
+    if any(parameter.is_meta for parameter in module.parameters()):
+        raise SwnetError(
+            "verify=True runs the model, which is on the meta device, without values. Leave it out, or give it memory."
+        )
+    given = _inputs(model, example_inputs)
+    inputs = found.example if given is None else given if isinstance(given, tuple) else (given,)
+    certificate = certify(coupled(trace(_module(model), given, found.plan.leaves)), found.plan, module, inputs)
+    module.swcompile = replace(found, ledger=replace(found.ledger, certificate=certificate))
     return module
 
 

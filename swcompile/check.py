@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import fx, nn
 
+from swcompile.certificate import Certificate
 from swcompile.graph import Layer, LayerGraph, Run, Tap, join_runs
 from swcompile.metrics import Figures, channel_graph, measure
 from swcompile.modules import MASKED, RewiredModule
@@ -73,7 +74,10 @@ class LayerCount:
 
 @dataclass(frozen=True)
 class Ledger:
-    """What a transformation did to a model: both sides, links by layer, and why some layers were left alone."""
+    """What a transformation did to a model: both sides, links by layer, and why some layers were left alone.
+
+    `certificate` holds the differences that verify=True found.
+    """
 
     before: Side
     after: Side
@@ -81,6 +85,7 @@ class Ledger:
     notes: tuple[Note, ...]
     inputs: tuple[str, ...]
     opaque: tuple[tuple[str, str], ...] = ()
+    certificate: Certificate | None = None
 
     @property
     def changed(self) -> bool:
@@ -110,6 +115,7 @@ class Ledger:
             "notes": [dataclasses.asdict(note) for note in self.notes],
             "inputs": list(self.inputs),
             "opaque": [list(item) for item in self.opaque],
+            "certificate": None if self.certificate is None else dataclasses.asdict(self.certificate),
         }
 
     def __str__(self) -> str:
@@ -124,6 +130,7 @@ class Ledger:
         if not self.changed:
             lines.append("NOTHING CHANGED")
         lines.extend(map(str, self.notes))
+        lines.extend([] if self.certificate is None else [str(self.certificate)])
         return "\n".join(lines)
 
 

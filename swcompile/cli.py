@@ -274,6 +274,7 @@ def cli() -> None:
 @click.option("--out", default="out", metavar="FOLDER", help="Where the result goes. [default: out]")
 @click.option("--force", is_flag=True, help="Replace a folder that swcompile wrote.")
 @click.option("--plan", "plan_file", metavar="PLAN.JSON", help="Apply this plan instead of making one.")
+@click.option("--verify", is_flag=True, default=False, help="Run pruned and masked model in float64, and compare them.")
 @_graph_options
 @_budget_options
 @_screen_options
@@ -315,6 +316,7 @@ def transform(
     shown = [
         f"{found.entry_name} of {path}, rewired: {_links(figures['links'])}",
         tables.ledger(figures["before"], figures["after"], notes),
+        *([] if api.ledger(rewired).certificate is None else [str(api.ledger(rewired).certificate)]),
         "",
         f"Written to {out}: model.py there has a build_model() that gives the rewired model.",
     ]

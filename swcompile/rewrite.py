@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,7 +21,7 @@ from swcompile.errors import SwnetError
 from swcompile.graph import Layer, LayerGraph
 from swcompile.modules import MASKED, gather
 from swcompile.plan import LayerWiring, Plan
-from swcompile.rows import Rows, Spans
+from swcompile.rows import Rows
 from swcompile.trace import Traced
 from swcompile.trace.coupling import follow
 from swcompile.trace.lines import WHERE
@@ -29,6 +29,10 @@ from swcompile.trace.shapes import SHAPE, spec_of
 
 NEW = -1
 """Marks a channel that a layer's own norm has not seen before."""
+
+
+Kept = Mapping[fx.Node, tuple[NDArray[np.bool_], int]]
+"""For nodes that lose channels, which of them stay, and their axis."""
 
 
 @dataclass(frozen=True)
@@ -46,8 +50,14 @@ class _Site:
 
 def rewrite(traced: Traced, plan: Plan) -> None:
     """Change the traced graphs and modules in place as the plan says. The plan must have been verified against `traced.graph`."""
+    kept = _kept_channels(traced, plan)  # by modules as they are
+    fit_modules(traced, plan)
+    rewire_graphs(traced, plan, kept)
+
+
+def fit_modules(traced: Traced, plan: Plan) -> None:
+    """Slice or mask the parameters and buffers of the traced module as the plan says; its graphs stay as they are."""
     layers, outputs = traced.graph.layer_by_name, plan.outputs()
-    kept = _kept_channels(traced, outputs) if outputs else [{} for _ in traced.graphs]
     for wiring in plan.layers:
         _change_module(traced.root, layers[wiring.layer], wiring, plan, traced.train_graph)
     for name, spans in outputs.items():
@@ -56,24 +66,30 @@ def rewrite(traced: Traced, plan: Plan) -> None:
         for carrier, stays in Rows(traced.graph).stay(outputs):
             if not carrier.depthwise:
                 _refit_norm(traced.root.get_submodule(carrier.name), torch.from_numpy(np.flatnonzero(stays)))
+
+
+def rewire_graphs(traced: Traced, plan: Plan, kept: Sequence[Kept] = ({}, {})) -> None:
+    """Let layers read what the plan says; `kept` are, for each graph, the nodes that lose channels."""
     names = _sums_in_eval(traced, plan) | traced.eval_names
     _rewrite_graph(traced.train_graph, traced.graph, plan, {}, kept[0])
     if traced.eval_graph is not None:
         _rewrite_graph(traced.eval_graph, traced.graph, plan, names, kept[1], skip_train_only=True)
 
 
-Kept = dict[fx.Node, tuple[NDArray[np.bool_], int]]
-"""For nodes that lose channels, which of them stay, and their axis."""
-
-
-def _kept_channels(traced: Traced, outputs: Mapping[str, Spans]) -> list[Kept]:
-    """Return, for each graph, which channels its nodes keep where layers keep `outputs`."""
+def _kept_channels(traced: Traced, plan: Plan) -> list[Kept]:
+    """Return, for each graph, which channels its nodes keep."""
+    outputs = plan.outputs()
+    if not outputs:
+        return [{} for _ in traced.graphs]
     rows = Rows(traced.graph)
     live = rows.without(outputs)
-    modes = zip(traced.graphs, (traced.graph, traced.eval_layers), strict=False)
-    found = (follow(traced.graph, traced.root, graph, layers) for graph, layers in modes if layers is not None)
-    kept = [{node: (rows.kept(carried.rows, live), carried.axis) for node, carried in one.carried.items()} for one in found]
-    return [{node: stays for node, stays in one.items() if not stays[0].all()} for one in kept]
+    made: list[Kept] = []
+    for graph, layers in zip(traced.graphs, (traced.graph, traced.eval_layers), strict=False):
+        assert layers is not None
+        carried = follow(traced.graph, traced.root, graph, layers).carried
+        kept = {node: (rows.kept(one.rows, live), one.axis) for node, one in carried.items()}
+        made.append({node: stays for node, stays in kept.items() if not stays[0].all()})
+    return made
 
 
 def _rewrite_graph(

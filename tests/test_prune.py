@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 
 import swnet
 from benchmarks.models import densenet, parameters
+from swcompile import rewrite
 from swcompile.graph import LayerGraph
 from swcompile.modules import RewiredModule
 from swcompile.plan import LayerWiring
@@ -181,6 +182,31 @@ def test_masked_equals_removed(name: str, training: bool, density: float) -> Non
 
 
 DENSENET = 1_019_722
+
+
+@pytest.mark.parametrize("p", [0.0, 0.4])
+@pytest.mark.parametrize("name", ["densenet", "resnext", "unet_transposed", "vit", "stochastic_depth", "mlp", "excited"])
+def test_a_model_is_verified_on_demand(name: str, p: float) -> None:
+    model, x = build(name)
+    state, mode = copy.deepcopy(model.state_dict()), model.training
+    found = swnet.ledger(swnet.transform(model, x, p=p, density=0.4, verify=True)).certificate
+    assert found is not None
+    assert found.modes == (("eval",) if name == "stochastic_depth" else ("eval", "train"))
+    assert max(found.outputs, found.gradients, found.buffers) <= 1e-10
+    assert model.training == mode
+    assert all(torch.equal(value, model.state_dict()[key]) for key, value in state.items())
+
+
+def test_what_was_removed_wrongly_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    drop = rewrite._drop_rows
+    monkeypatch.setattr(rewrite, "_drop_rows", lambda root, layer, rows: drop(root, layer, rows.roll(1)))
+    with pytest.raises(AssertionError, match="removing channels is not the same as masking them"):
+        swnet.transform(*build("densenet"), p=0.0, density=0.4, verify=True)
+
+
+def test_there_must_be_something_to_verify() -> None:
+    with pytest.raises(swnet.SwnetError, match="none were removed"):
+        swnet.transform(*build("densenet"), p=0.3, verify=True)
 
 
 @pytest.mark.parametrize("linear", [False, True])
