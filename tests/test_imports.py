@@ -14,6 +14,8 @@ ORDER = (
     "errors",
     "collector",
     "graph",
+    "rows",
+    "shrink",
     "metrics",
     "plan",
     "verify",
@@ -22,6 +24,7 @@ ORDER = (
     "modules",
     "rewrite",
     "optimize",
+    "certificate",
     "check",
     "modelfile",
     "store",
@@ -30,10 +33,10 @@ ORDER = (
     "cli",
 )
 """The stages, in the order in which data passes through them: each may import those in front of it, and its own parts."""
-WITHOUT_TORCH = ORDER[:6]
+WITHOUT_TORCH = ORDER[: ORDER.index("wiring") + 1]
 INSIDE_FUNCTIONS: dict[str, set[str]] = {
     # so that --help and mistyped options answer without the second that torch takes to load
-    "swcompile/cli.py": {f"swcompile.{name}" for name in ("api", "modelfile", "plan", "store", "tables")},
+    "swcompile/cli.py": {"torch", *(f"swcompile.{name}" for name in ("api", "modelfile", "plan", "store", "tables"))},
 }
 """Imports inside functions, by file, each with its reason."""
 
