@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,7 +20,7 @@ from benchmarks.models import densenet, parameters
 from swcompile import rewrite
 from swcompile.graph import LayerGraph
 from swcompile.modules import RewiredModule
-from swcompile.plan import LayerWiring
+from swcompile.plan import LayerWiring, Plan
 from swcompile.rows import Rows, mask_of
 from tests import zoo
 from tests.trace.test_coupling import CARRIED
@@ -202,6 +205,39 @@ def test_what_was_removed_wrongly_is_found_out(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(rewrite, "_drop_rows", lambda root, layer, rows: drop(root, layer, rows.roll(1)))
     with pytest.raises(AssertionError, match="removing channels is not the same as masking them"):
         swnet.transform(*build("densenet"), p=0.0, density=0.4, verify=True)
+
+
+@pytest.mark.parametrize("name", ["excited", "densenet"])
+def test_a_pruned_model_is_saved_loaded_copied_and_made_again(name: str, tmp_path: Path) -> None:
+    model, x = build(name)
+    small = swnet.transform(model, x, p=0.2, density=0.4).eval()
+    plan = small.swcompile.plan
+    assert plan.outputs()
+    swnet.save(small, tmp_path / "out")
+    others = (
+        swnet.load(tmp_path / "out", build(name)[0]).eval(),
+        swnet.apply(model, Plan.from_json(plan.to_json()), x).eval(),
+        copy.deepcopy(small),
+        pickle.loads(pickle.dumps(small)),
+    )
+    for other in others:
+        assert torch.equal(other(x), small(x))
+
+
+def test_a_plan_may_not_remove_what_something_needs() -> None:
+    model, x = build("excited")
+    plan = swnet.plan(model, x, p=0.0, density=0.4)
+    places = [place for place, wiring in enumerate(plan.layers) if wiring.outputs]
+    assert len(places) > 4, "expansions, depthwise convolutions and gates"
+    for place in places:
+        wiring = plan.layers[place]
+        for outputs in (wiring.outputs[:-1] or ((0, 1),), ()):
+            layers = (*plan.layers[:place], replace(wiring, outputs=outputs), *plan.layers[place + 1 :])
+            with pytest.raises(swnet.SwnetError, match=r"removes output channels|cannot be rewired|promises a change"):
+                swnet.apply(model, replace(plan, layers=layers), x)
+    stem = replace(plan.layers[0], outputs=((0, 99),))
+    with pytest.raises(swnet.SwnetError, match="are not ascending parts of its"):
+        swnet.apply(model, replace(plan, layers=(stem, *plan.layers[1:])), x)
 
 
 def test_there_must_be_something_to_verify() -> None:
