@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
 from swcompile import store
+from swcompile.calibrate import calibrate as take_statistics
+from swcompile.calibrate import is_trained
 from swcompile.certificate import certify
 from swcompile.check import Ledger, census, check
 from swcompile.collector import collector_paused
@@ -108,6 +110,7 @@ def transform(
     conv_to_linear: bool = False,
     min_in_degree: int = 1,
     verify: bool = False,
+    calibrate: Iterable[Any] | None = None,
     leaf_modules: Sequence[str | type[nn.Module]] = (),
 ) -> RewiredModule:
     """Return a copy of `model` whose layers also read feature maps from far behind them.
@@ -131,6 +134,8 @@ def transform(
         dead: "forbid" moves no block that would leave channels unread, "allow" does, "auto" forbids where that leaves enough.
         skips, budget, init, conv_to_linear, min_in_degree: for wiring "kernel"; see swcompile.wiring.kernel.
         verify: whether to run the pruned model and a masked one in float64 and compare them (swcompile.certificate).
+        calibrate: batches (tensors, or tuples that begin with the model's inputs, such as a DataLoader's) from which the norms of
+            a trained model take their statistics anew.
         leaf_modules: paths or classes of modules to leave as they are, with whatever layers lie inside.
 
     Returns:
@@ -172,7 +177,9 @@ def transform(
     if not made.layers and (options.p != 0 or options.prunes):
         raise NothingToDoError(_why_nothing(made))
     module = _carry_out(traced, made, fresh=True)
-    return _certified(model, module, example_inputs) if verify else module
+    if verify:
+        module = _certified(model, module, example_inputs)
+    return _with_statistics(module, calibrate)
 
 
 def plan(
@@ -462,6 +469,24 @@ def _carry_out(traced: Traced, made: Plan, *, fresh: bool = False) -> RewiredMod
     restore_in_place(traced)
     module = RewiredModule.assemble(traced.root, traced.train_graph, traced.eval_graph)
     module.swcompile = Record(made, traced.example, check(module, made, counted, traced.example, fresh=fresh))
+    return module
+
+
+def _with_statistics(module: RewiredModule, batches: Iterable[Any] | None) -> RewiredModule:
+    """Take the statistics of norms anew, or say that a trained model needs it; the ledger notes either."""
+    found: Record = module.swcompile
+    if batches is not None:
+        norms, seen = take_statistics(module, batches, len(found.example))
+        said = f"{norms} norms took their statistics anew from {seen} batches"
+    elif found.ledger.changed and is_trained(module):
+        said = (
+            "the model has been trained (its norms have seen data), and rewiring changes what it computes: train it further, "
+            "and give calibrate= some batches to begin with"
+        )
+        _log.warning("%s", said)
+    else:
+        return module
+    module.swcompile = replace(found, ledger=replace(found.ledger, notes=(*found.ledger.notes, Note("*", said))))
     return module
 
 

@@ -25,6 +25,7 @@ ORDER = (
     "rewrite",
     "optimize",
     "certificate",
+    "calibrate",
     "check",
     "modelfile",
     "store",
