@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 import swnet
 from benchmarks.models import seeded
-from benchmarks.record import write_timings
+from benchmarks.record import quartiles, write_timings
 from benchmarks.vision import torchvision_models
 
 NETWORKS = ("densenet121", "resnet50", "vgg16", "mobilenet_v2", "efficientnet_b0", "vit_b_16")
@@ -82,15 +82,11 @@ def examine(name: str, original: nn.Module, measured: str, part: int, batch: int
         "p_achieved": ledger.after.p_achieved,
         "bytes": None,
         "flops": 2 * ledger.after.macs * batch,
-        "original_ms": _quartiles(before),
-        "pruned_ms": _quartiles(after),
+        "original_ms": quartiles(before),
+        "pruned_ms": quartiles(after),
         "ratio": float(np.median(after) / np.median(before)),
-        "ratio_quartiles": _quartiles(after / before),
+        "ratio_quartiles": quartiles(after / before),
     }
-
-
-def _quartiles(values: np.ndarray[Any, np.dtype[np.float64]]) -> list[float]:
-    return [round(float(value), 4) for value in np.quantile(values, (0.25, 0.5, 0.75))]
 
 
 def show(rows: Sequence[dict[str, Any]]) -> Table:

@@ -23,7 +23,7 @@ from torch.nn import functional as F
 
 import swnet
 from benchmarks.models import seeded
-from benchmarks.record import write_timings
+from benchmarks.record import quartiles, write_timings
 from examples.resnet18 import build_model
 
 TARGET = 1.10
@@ -73,18 +73,14 @@ def row(times: Mapping[str, Times], layout: str, part: str, batch: int, macs: in
         "batch": batch,
         "baseline": "original",
         "rounds": len(original),
-        "original_ms": _quartiles(original),
-        "rewired_ms": _quartiles(rewired),
+        "original_ms": quartiles(original),
+        "rewired_ms": quartiles(rewired),
         "bytes": None,
         "flops": 2 * macs * batch * passes,
         "peak_memory": None,
         "ratio": float(np.median(rewired) / np.median(original)),
-        "ratio_quartiles": _quartiles(rewired / original),
+        "ratio_quartiles": quartiles(rewired / original),
     }
-
-
-def _quartiles(values: np.ndarray[Any, np.dtype[np.float64]]) -> list[float]:
-    return [round(float(value), 4) for value in np.quantile(values, (0.25, 0.5, 0.75))]
 
 
 def show(rows: Sequence[Mapping[str, Any]]) -> Table:

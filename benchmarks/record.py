@@ -13,7 +13,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("swcompile", "torch", "triton", "numpy", "networkx", "igraph")
@@ -44,6 +46,11 @@ def commit(root: Path = RESULTS.parent.parent) -> str:
 
 def _git(root: Path, *arguments: str) -> str:
     return subprocess.run(["git", *arguments], cwd=root, check=True, capture_output=True, text=True).stdout.strip()
+
+
+def quartiles(values: NDArray[np.float64]) -> list[float]:
+    """Return the quartiles of times or ratios, the median in the middle."""
+    return [round(float(value), 4) for value in np.quantile(values, (0.25, 0.5, 0.75))]
 
 
 def hardware() -> str:

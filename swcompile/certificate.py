@@ -63,13 +63,24 @@ def certify(traced: Traced, plan: Plan, module: RewiredModule, inputs: Sequence[
     masked = RewiredModule.assemble(traced.root, traced.train_graph, traced.eval_graph)
     modes: list[str] = []
     found = {"outputs": 0.0, "gradients": 0.0, "buffers": 0.0}
-    examples = tuple(map(_example, inputs))
+    device = next(masked.parameters()).device
+    examples = tuple(_example(value, device) for value in inputs)
     for name in ("eval", "train"):
-        made = [_run(one, examples, training=name == "train") for one in (masked, pruned)]
-        if made[0] is None or made[1] is None:
+        try:
+            wanted = _run(masked, examples, training=name == "train")
+        except Exception as error:  # of the model's own code; what the pruned one raises is a bug of ours, and comes through
+            raise SwnetError(
+                f"verify=True runs the model in float64, where it raised {type(error).__name__}: {first_line(error)}. "
+                "Leave verify out, or let the model follow its input's dtype."
+            ) from error
+        if wanted is None:
             continue
+        if not all(value.isfinite().all() for value in wanted if value.is_floating_point()):
+            raise SwnetError("verify=True found outputs that are not finite. Give example_inputs that the model is made for.")
+        made = _run(pruned, examples, training=name == "train")
+        assert made is not None, "the pruned model draws random numbers, the masked one does not"
         modes.append(name)
-        found["outputs"] = max(found["outputs"], _difference(dict(enumerate(made[0])), dict(enumerate(made[1])), "output"))
+        found["outputs"] = max(found["outputs"], _difference(dict(enumerate(wanted)), dict(enumerate(made)), "output"))
         gradients, buffers = _left_of(traced, plan)
         mine = {key: parameter.grad for key, parameter in pruned.named_parameters() if parameter.grad is not None}
         found["gradients"] = max(found["gradients"], _difference(gradients, mine, "gradient"))
@@ -119,11 +130,12 @@ def _silence(traced: Traced, plan: Plan) -> None:
                     weight[group * outs : (group + 1) * outs].index_fill_(1, mine, 0)
 
 
-def _example(value: Any) -> Any:
+def _example(value: Any, device: torch.device) -> Any:
     """Return an input to run with: the user's own tensor, or random numbers where only its shape is known."""
     if isinstance(value, Spec):
         floating = value.dtype.is_floating_point
-        return torch.rand(value.shape, dtype=torch.float64) if floating else torch.zeros(value.shape, dtype=value.dtype)
+        made = torch.rand(value.shape, dtype=torch.float64) if floating else torch.zeros(value.shape, dtype=value.dtype)
+        return made.to(device)
     return pytree.tree_map(lambda leaf: leaf.double() if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf, value)
 
 
@@ -134,17 +146,9 @@ def _run(module: nn.Module, inputs: tuple[Any, ...], *, training: bool) -> list[
         if isinstance(inner, nn.modules.dropout._DropoutNd):
             inner.eval()
     with random_state() as drawn:
-        try:
-            made = [value for value in pytree.tree_leaves(module(*inputs)) if isinstance(value, Tensor)]
-        except Exception as error:
-            raise SwnetError(
-                f"verify=True runs the model in float64, where it raised {type(error).__name__}: {first_line(error)}. "
-                "Leave verify out, or let the model follow its input's dtype."
-            ) from error
+        made = [value for value in pytree.tree_leaves(module(*inputs)) if isinstance(value, Tensor)]
         if drawn():
             return None
-    if not all(value.isfinite().all() for value in made if value.is_floating_point()):
-        raise SwnetError("verify=True found outputs that are not finite. Give example_inputs that the model is made for.")
     losses = [
         (value * torch.linspace(-1, 1, value.numel(), dtype=value.dtype, device=value.device).view_as(value)).sum()
         for value in made

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import fx, nn
 
 from swcompile.certificate import Certificate
+from swcompile.errors import SwnetError
 from swcompile.graph import Layer, LayerGraph, Run, Tap, join_runs
 from swcompile.metrics import Figures, channel_graph, measure
 from swcompile.modules import MASKED, RewiredModule
@@ -161,11 +162,11 @@ def check(module: RewiredModule, plan: Plan, before: Census, example: Example, *
     different count of them is a note.
     """
     graph, taps = before.graph, plan.taps()
-    after = layer_graph(module.graphs[0], module.shell(), example, like=graph)
+    after = _reread(module, 0, example, graph)
     left, left_taps = shrink(graph, plan.outputs(), taps)
     _compare_reads(after, left, left_taps, plan.bypassed)
     if before.eval_graph is not None and not plan.bypassed:  # which sums eval mode bypasses, only the rewriting knows
-        evaluated = layer_graph(module.graphs[1], module.shell(), example, like=before.eval_graph)
+        evaluated = _reread(module, 1, example, before.eval_graph)
         _compare_reads(evaluated, *shrink(before.eval_graph, plan.outputs(), _renamed(taps, before)), ())
     masks = _masks(module, graph)
     _compare_masks(masks, plan)
@@ -181,6 +182,14 @@ def check(module: RewiredModule, plan: Plan, before: Census, example: Example, *
     layers = tuple(_count(layer, taps, masks, outs.get(layer.name, layer.out_channels), graph) for layer in graph.layers)
     notes = *plan.notes, *(Note(layer.name, _UNUSED) for layer in unused), *_miscounted(plan.promise, count, fresh)
     return Ledger(*sides, layers, notes, tuple(map(str, example)), graph.opaque)
+
+
+def _reread(module: RewiredModule, mode: int, example: Example, like: LayerGraph) -> LayerGraph:
+    """Trace a rewritten graph. The original ran with these inputs, so one that does not is no fault of theirs."""
+    try:
+        return layer_graph(module.graphs[mode], module.shell(), example, like=like)
+    except SwnetError as error:
+        raise AssertionError(f"the rewritten network does not run: {error}") from error
 
 
 def _miscounted(promised: Promise, count: Promise, fresh: bool) -> Iterator[Note]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import importlib
 import json
 import logging
 import math
@@ -458,7 +459,7 @@ def _import_torch(begin: Callable[[str], None]) -> None:
 
     before = {number: signal.signal(number, hold) for number in _heard()}
     try:
-        import torch  # noqa: F401
+        importlib.import_module("torch")
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

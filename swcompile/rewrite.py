@@ -235,9 +235,8 @@ def _slice_weight(root: nn.Module, layer: Layer, columns: Tensor) -> None:
 def _drop_rows(root: nn.Module, layer: Layer, rows: Tensor) -> None:
     """Keep the output channels `rows` of a layer; a depthwise one reads as many as it makes."""
     module: Any = root.get_submodule(layer.name)
-    module.weight = _parameter(
-        module.weight, module.weight.index_select(1 if layer.transposed else 0, rows.to(module.weight.device))
-    )
+    rows = rows.to(module.weight.device)
+    module.weight = _parameter(module.weight, module.weight.index_select(1 if layer.transposed else 0, rows))
     if module.bias is not None:
         module.bias = _parameter(module.bias, module.bias.index_select(0, rows))
     for attribute in ("out_features", "out_channels", *(("in_channels", "groups") if layer.depthwise else ())):

@@ -37,7 +37,7 @@ ORDER = (
 WITHOUT_TORCH = ORDER[: ORDER.index("wiring") + 1]
 INSIDE_FUNCTIONS: dict[str, set[str]] = {
     # so that --help and mistyped options answer without the second that torch takes to load
-    "swcompile/cli.py": {"torch", *(f"swcompile.{name}" for name in ("api", "modelfile", "plan", "store", "tables"))},
+    "swcompile/cli.py": {f"swcompile.{name}" for name in ("api", "modelfile", "plan", "store", "tables")},
 }
 """Imports inside functions, by file, each with its reason."""
 

@@ -240,6 +240,36 @@ def test_a_plan_may_not_remove_what_something_needs() -> None:
         swnet.apply(model, replace(plan, layers=(stem, *plan.layers[1:])), x)
 
 
+def test_a_model_without_memory_is_pruned_too() -> None:
+    with torch.device("meta"):
+        model = Net(Excited(False), Excited(True))
+    small = swnet.transform(model, torch.zeros(2, 3, 12, 12, device="meta"), p=0.2, density=0.4)
+    assert sum(parameter.numel() for parameter in small.parameters()) == swnet.ledger(small).after.params
+    with pytest.raises(swnet.SwnetError, match="meta device"):
+        swnet.transform(model, torch.zeros(2, 3, 12, 12, device="meta"), p=0.2, density=0.4, verify=True)
+
+
+def test_a_model_that_cannot_run_in_float64_is_refused() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 32, 3), nn.ReLU(), nn.Conv2d(32, 32, 3), Single(), nn.Conv2d(32, 8, 3))
+    with pytest.raises(swnet.SwnetError, match="verify=True runs the model in float64, where it raised"):
+        swnet.transform(model, torch.rand(2, 3, 12, 12), p=0.0, density=0.4, verify=True)
+
+
+def test_a_fault_of_the_pruned_model_is_not_laid_at_the_users_door(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is no SwnetError, which asks the user to change something."""
+    drop = rewrite._drop_rows
+    monkeypatch.setattr(rewrite, "_drop_rows", lambda root, layer, rows: drop(root, layer, rows[:-1]))
+    with pytest.raises((AssertionError, RuntimeError)):
+        swnet.transform(*build("densenet"), p=0.0, density=0.4, verify=True)
+
+
+class Single(nn.Module):
+    """Insists on float32."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.float()
+
+
 def test_there_must_be_something_to_verify() -> None:
     with pytest.raises(swnet.SwnetError, match="none were removed"):
         swnet.transform(*build("densenet"), p=0.3, verify=True)

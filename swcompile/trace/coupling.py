@@ -266,7 +266,7 @@ class _Walk:
             modules = dict(module.named_modules(remove_duplicate=False))
             times = self.owners.calls[id(module)]
             calls = Counter({key: count * times for key, count in Counter(id(modules[path]) for path in _called(graph)).items()})
-            read = {*self.owners.read, *(f"{prefix}{node.target}" for node in graph.nodes if node.op == "get_attr")}
+            read = {*self.owners.read, *(f"{prefix}{inner.target}" for inner in graph.nodes if inner.op == "get_attr")}
             walk = _Walk(graph, modules, prefix, _Owners(calls, read, self.owners.names))
             made.append((walk.inside(given), walk.found))
         (one, found), (other, evaluated) = made

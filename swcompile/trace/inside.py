@@ -47,6 +47,7 @@ def inside_of(node: fx.Node, module: nn.Module, *, training: bool) -> fx.Graph |
     if not inputs or len(inputs) < len(node.all_input_nodes):
         return None
     for trace in (_trace, _trace_with_values):
+        # whatever a user's code raises on proxies only means that we cannot see through it
         with suppress(Exception), attributes(module), random_state() as drawn:
             graph = trace(node, inputs, module, training)
             if drawn():

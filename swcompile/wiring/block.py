@@ -17,7 +17,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from swcompile.graph import Layer, LayerGraph, Run, Tap
+from swcompile.graph import LayerGraph, Tap
 from swcompile.plan import BUDGETS, LayerWiring, Note, Options, Plan, Promise, promised_change, without_unread
 from swcompile.rows import Rows, mask_of
 from swcompile.wiring.alive import Watch, live_layers
@@ -286,31 +286,21 @@ class BlockWiring:
         """Say which channels nobody reads any more, and what a budget came to."""
         if not self.options.prunes:
             return [_WITHIN]
-        read = [(self.atlas.span(run),) for wiring in wirings for run in self.graph.runs_of(wiring.taps)]
-        rest = {site.layer.name for site in self.found} - {wiring.layer for wiring in wirings}
-        read += [(self.atlas.span(run),) for name in rest for run in self._own_runs(self.graph.layer_by_name[name])]
+        taps = {site.layer.name: self.graph.reads(site.layer) for site in self.found}
+        taps |= {wiring.layer: wiring.taps for wiring in wirings}
+        read = [(self.atlas.span(run),) for name in taps for run in self.graph.runs_of(taps[name])]
         unread = self.before.needed & (Readers(self.atlas, tally(self.atlas, [*read, *self._fixed_maps()])).count == 0)
-        removed = 0
         outputs = {wiring.layer: wiring.outputs for wiring in wirings if wiring.outputs}
+        removed = left = 0
         for layer in self.graph.layers:
             low, high = self.atlas.offsets[layer.producer : layer.producer + 2]
-            if layer.name in outputs:
-                gone = ~mask_of(outputs[layer.name], layer.out_channels)
-                removed += int(gone.sum())
-                unread[low:high] &= ~gone
-        by_layer = sum(
-            int(unread[low:high].sum())
-            for layer in self.graph.layers
-            for low, high in [self.atlas.offsets[layer.producer : layer.producer + 2]]
-        )
+            stays = mask_of(outputs.get(layer.name, ((0, layer.out_channels),)), layer.out_channels)
+            removed += int((~stays).sum())
+            left += int((unread[low:high] & stays).sum())
         notes = [Note("*", f"{removed} output channels that nobody reads any more were removed")] if removed else []
-        if by_layer:
-            notes.append(Note("*", f"{by_layer} output channels that nobody reads any more {_STAY}"))
+        notes += [Note("*", f"{left} output channels that nobody reads any more {_STAY}")] if left else []
         met = self.budget.note(change)
         return notes if met is None else [*notes, met]
-
-    def _own_runs(self, layer: Layer) -> tuple[Run, ...]:
-        return self.graph.feature_by_name[layer.feature].runs
 
 
 @dataclass(frozen=True)
