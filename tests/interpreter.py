@@ -3,6 +3,8 @@
 It walks the traced graph of the *original* model, node by node, in plain torch. In front of each layer that the plan wires it
 builds the layer's input channel by channel, from the taps, and applies the layer with the weights in `state`. Pooling, nearest
 upsampling and subsampling are written out below from their definitions. Nothing of swcompile.rewrite, modules or optimize is used.
+
+Where the plan removes output channels the graph runs at full width all the same: weights and norms have zeros in their places.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from torch.func import functional_call
 from torch.fx.node import map_arg
 
 from swcompile.plan import LayerWiring, Plan
+from swcompile.rows import Rows, mask_of
 from swcompile.trace import Traced
 
 State = Mapping[str, Tensor]
@@ -29,13 +32,38 @@ class Interpreter:
         self.root = traced.root.train(training)
         self.layers = traced.graph.layer_by_name
         self.axes = {feature.name: feature.axis for feature in traced.graph.features}
-        self.state = state
+        self.learned = {name for name, _ in traced.root.named_parameters()}
         in_eval = not training and traced.eval_graph is not None
         self.names = traced.eval_names if in_eval else {}
         self.graph: Any = traced.eval_graph if in_eval else traced.train_graph
         self.bypassed = {self._node(name): kept for name, kept in plan.bypassed}
+        outputs = plan.outputs()
+        self.stays = {name: mask_of(spans, self.layers[name].out_channels) for name, spans in outputs.items()}
+        if outputs:
+            self.stays |= {carrier.name: kept for carrier, kept in Rows(traced.graph).stay(outputs)}
+        self.full = {name: self._at_full_width(name, value) for name, value in state.items()}
         self.masks = {self._node(self.layers[wiring.layer].node): wiring.mask for wiring in plan.layers}
-        self.wirings = {self._reader(wiring): wiring for wiring in plan.layers}
+        wired = [wiring for wiring in plan.layers if not self.layers[wiring.layer].depthwise]  # one reads what it makes
+        self.wirings = {self._reader(wiring): wiring for wiring in wired}
+
+    def _at_full_width(self, name: str, value: Tensor) -> Tensor:
+        """Return a parameter or buffer with zeros (a variance: ones) for the channels that are gone."""
+        path, _, kind = name.rpartition(".")
+        if path not in self.stays or not value.dim():
+            return value
+        kept = torch.from_numpy(self.stays[path])
+        axis = 1 if path in self.layers and self.layers[path].transposed and kind == "weight" else 0
+        shape = (*value.shape[:axis], len(kept), *value.shape[axis + 1 :])
+        return value.new_full(shape, float(kind == "running_var")).index_copy(axis, kept.nonzero()[:, 0], value)
+
+    def buffers(self) -> dict[str, Tensor]:
+        """Return the buffers of the channels that stay, as they are after a run."""
+        found = {}
+        for name, value in self.full.items():
+            path = name.rpartition(".")[0]
+            kept = path in self.stays and value.dim()
+            found[name] = value[torch.from_numpy(self.stays[path])] if kept and name not in self.learned else value
+        return found
 
     def _node(self, name: str) -> str:
         """Return the fx name of a feature or layer; a value read along two axes is two features, x and x.axis1."""
@@ -70,7 +98,7 @@ class Interpreter:
             read[own] = self._gathered(self.wirings[node.name], self.values[own])
         args, kwargs = map_arg((node.args, node.kwargs), lambda source: read[source.name])
         if node.op == "get_attr":
-            return self.state[node.target] if node.target in self.state else operator.attrgetter(node.target)(self.root)
+            return self.full[node.target] if node.target in self.full else operator.attrgetter(node.target)(self.root)
         if node.op == "call_function":
             return node.target(*args, **kwargs)
         if node.op == "call_method":
@@ -80,7 +108,7 @@ class Interpreter:
     def _apply(self, node: fx.Node, args: Any, kwargs: Any) -> Any:
         """Call a module with its weights in `state`, which are the kept columns; those that a mask leaves out are 0."""
         path = str(node.target)
-        own = {name.removeprefix(f"{path}."): value for name, value in self.state.items() if name.startswith(f"{path}.")}
+        own = {name.removeprefix(f"{path}."): value for name, value in self.full.items() if name.startswith(f"{path}.")}
         if self.masks.get(node.name) is not None:
             mask = torch.from_numpy(self.masks[node.name])
             own["weight"] = own["weight"] * mask.view(*mask.shape, *(1 for _ in own["weight"].shape[2:]))

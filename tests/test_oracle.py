@@ -76,7 +76,8 @@ class ByHand:
         self.state = state
         self.features: dict[str, Tensor] = {}
 
-    def conv(self, name: str, own: Tensor, stride: int = 1, padding: int = 1) -> Tensor:
+    def conv(self, name: str, own: Tensor, stride: int = 1, padding: int = 1, out: int = WIDTH) -> Tensor:
+        """Compute a layer of `out` channels; those that the plan removes are zero."""
         weight, bias = self.state[f"{name}.weight"], self.state[f"{name}.bias"]
         wiring = self.wirings.get(name)
         x = own
@@ -84,7 +85,11 @@ class ByHand:
             x = torch.cat([self._at(self.features[tap.feature], own)[:, tap.start : tap.stop] for tap in wiring.taps], 1)
             if wiring.mask is not None:
                 weight = weight * torch.from_numpy(wiring.mask)[:, :, None, None]
-        return F.conv2d(x, weight, bias, stride, padding)
+        made = F.conv2d(x, weight, bias, stride, padding)
+        if wiring is None or not wiring.outputs:
+            return made
+        whole = made.new_zeros(made.shape[0], out, *made.shape[2:])
+        return whole.index_copy(1, torch.cat([torch.arange(*span) for span in wiring.outputs]), made)
 
     @staticmethod
     def _at(feature: Tensor, own: Tensor) -> Tensor:
@@ -113,12 +118,12 @@ class ByHand:
 
     def dense(self, x: Tensor) -> Tensor:
         self.features["x"] = x
-        maps = [self.conv("stem", x)]
+        maps = [self.conv("stem", x, out=GROWTH)]
         for place in range(5):
             last = "" if place == 0 else f"_{place}"
             read = self.features[f"cat{last}"] = torch.cat(maps, 1)
             inner = self.features[f"tanh{last}"] = torch.tanh(self.conv(f"narrow.{place}", read, padding=0))
-            maps.append(self.conv(f"wide.{place}", inner))
+            maps.append(self.conv(f"wide.{place}", inner, out=GROWTH))
         return torch.cat(maps, 1)
 
 
@@ -172,4 +177,5 @@ def test_kept_columns_hold_the_weights_of_the_original() -> None:
     for wiring in wirings:
         columns = torch.cat([torch.arange(start, stop) for start, stop in wiring.columns])
         sliced, whole = rewired.get_submodule(wiring.layer).weight, model.get_submodule(wiring.layer).weight
-        torch.testing.assert_close(sliced, whole[:, columns], rtol=0, atol=0)
+        rows = torch.cat([torch.arange(*span) for span in wiring.outputs or ((0, WIDTH),)])
+        torch.testing.assert_close(sliced, whole[rows][:, columns], rtol=0, atol=0)

@@ -28,7 +28,7 @@ from swcompile.modules import RewiredModule
 from swcompile.optimize import drop_unread
 from swcompile.plan import Options, Plan, Promise
 from swcompile.rewrite import rewrite
-from swcompile.trace import Traced, trace
+from swcompile.trace import Traced, coupled, trace
 from tests.interpreter import Interpreter
 
 
@@ -273,7 +273,7 @@ def _original(model: Random) -> tuple[Tensor, dict[str, Tensor | None], dict[str
 
 def _unoptimized(model: Random, plan: Plan) -> RewiredModule:
     """Return the plain form: a gather in front of each layer, and nothing shared; what nobody reads is gone there too."""
-    traced = trace(model, _input(model))
+    traced = coupled(trace(model, _input(model)))
     rewrite(traced, plan)
     for graph in (traced.train_graph, traced.eval_graph):
         if graph is not None:
@@ -393,7 +393,7 @@ def test_a_rewired_model_computes_what_the_interpreter_does(model: Random, optio
 def _check_against_interpreter(model: Random, density: float, wiring: str, **options: Any) -> None:
     out, grads, _ = _original(model)
     assume(bool(out.isfinite().all()) and out.abs().max() < 1e6)
-    traced, x = trace(model, _input(model)), _input(model)
+    traced, x = coupled(trace(model, _input(model))), _input(model)
     unchanged = Plan(traced.graph.fingerprint, Options(p=0), 0, (), Promise())
     torch.testing.assert_close(Interpreter(traced, unchanged, state_of(model), training=True).run(x), out, rtol=1e-12, atol=1e-12)
     try:
@@ -404,6 +404,7 @@ def _check_against_interpreter(model: Random, density: float, wiring: str, **opt
         event("refused")
         return
     event(f"{wiring}, p={options['p']}, {model.depth // 10 * 10} layers or more")
+    event(f"{len(rewired.swcompile.plan.outputs()) > 0} that layers lose outputs")
     _check_weights(model, rewired, traced)
     _compare(rewired, traced, x, training=True)
     lost = [
@@ -424,7 +425,8 @@ def _compare(rewired: RewiredModule, traced: Traced, x: Tensor, *, training: boo
     rewired.train(training).zero_grad(set_to_none=True)
     before = {name: value.clone() for name, value in rewired.named_buffers()}
     state, ours, theirs = state_of(rewired), x.clone().requires_grad_(), x.clone().requires_grad_()
-    found, wanted = rewired(ours), Interpreter(traced, rewired.swcompile.plan, state, training=training).run(theirs)
+    interpreter = Interpreter(traced, rewired.swcompile.plan, state, training=training)
+    found, wanted = rewired(ours), interpreter.run(theirs)
     torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-11)
     for out in (found, wanted):
         (out * torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view_as(out)).sum().backward()
@@ -441,7 +443,7 @@ def _compare(rewired: RewiredModule, traced: Traced, x: Tensor, *, training: boo
     idle = {name.rpartition(".")[0] for name, count in rewired.named_buffers() if training and torch.equal(count, before[name])}
     for name, buffer in rewired.named_buffers():
         if name.rpartition(".")[0] not in idle:  # a norm that nobody reads any more
-            _close(name, buffer, state[name])
+            _close(name, buffer, interpreter.buffers()[name])
 
 
 def _close(name: str, found: Tensor, wanted: Tensor, *, atol: float = 1e-11) -> None:
@@ -456,16 +458,24 @@ def _check_weights(model: Random, rewired: RewiredModule, traced: Traced) -> Non
         for wiring in plan.layers
         for path in (wiring.layer, *(nodes[name] for name in traced.graph.layer_by_name[wiring.layer].chain))
     }
+    interpreter = Interpreter(traced, plan, rewired.state_dict(), training=False)
     for name, tensor in model.state_dict().items():
         path, _, kind = name.rpartition(".")
         wiring, now = columns.get(path), rewired.state_dict()[name]
-        if wiring is None or (path == wiring.layer and kind == "bias") or tensor.dim() == 0:
-            torch.testing.assert_close(now, tensor, rtol=0, atol=0)
-        elif wiring.mask is None:
-            kept = torch.cat([torch.arange(start, stop) for start, stop in wiring.columns])
-            layer = model.get_submodule(path)
+        whole, layer = tensor, model.get_submodule(path)
+        if wiring is not None and wiring.mask is not None and not (path == wiring.layer and kind == "bias"):
+            continue
+        if tensor.dim() > 1:
             whole, now = (_dense(layer, value) for value in (tensor, now))
-            torch.testing.assert_close(now, whole.index_select(min(whole.dim(), 2) - 1, kept), rtol=0, atol=0)
+        if path in interpreter.stays and tensor.dim():
+            whole = whole[torch.from_numpy(interpreter.stays[path])]
+        depthwise = path in interpreter.layers and interpreter.layers[path].depthwise
+        if wiring is not None and tensor.dim() and not depthwise and not (path == wiring.layer and kind == "bias"):
+            kept = torch.cat([torch.arange(start, stop) for start, stop in wiring.columns])
+            whole = whole.index_select(min(whole.dim(), 2) - 1, kept)
+        elif depthwise and tensor.dim() > 1 and path in interpreter.stays:
+            whole = whole[:, torch.from_numpy(interpreter.stays[path])]
+        torch.testing.assert_close(now, whole, rtol=0, atol=0)
 
 
 def _dense(layer: nn.Module, weight: Tensor) -> Tensor:
