@@ -21,7 +21,7 @@ from swcompile.errors import SwnetError
 from swcompile.graph import Layer, LayerGraph, Run, Tap, join_runs
 from swcompile.metrics import Figures, channel_graph, measure
 from swcompile.modules import MASKED, RewiredModule
-from swcompile.plan import LayerWiring, Note, Plan, Promise, channel_ids
+from swcompile.plan import LayerWiring, Note, Plan, Promise, channel_ids, weight_left
 from swcompile.shrink import shrink
 from swcompile.trace import Example, Traced, layer_graph
 from swcompile.trace.purify import is_view
@@ -174,11 +174,12 @@ def check(module: RewiredModule, plan: Plan, before: Census, example: Example, *
     count = _units(plan, graph, masks)
     figures = measure(channel_graph(left, left_taps, masks, bypassed=plan.bypassed))
     sides = _before(before), _after(module, plan, before, after, masks, count.p, figures)
-    saved = sum(_links(layer, taps, masks) * layer.kernel_area * layer.positions for layer in unused)
+    wirings = {wiring.layer: wiring for wiring in plan.layers}
+    saved = sum(weight_left(layer, wirings.get(layer.name))[1] for layer in unused)
     change = sides[1].params - sides[0].params, sides[1].macs - sides[0].macs
     promised = plan.promise.params, plan.promise.macs - saved
     assert change == promised, f"the plan promised a change of {promised} parameters and MACs, the module shows {change}"
-    outs = {wiring.layer: wiring.out(graph.layer_by_name[wiring.layer]) for wiring in plan.layers}
+    outs = {name: wiring.out(graph.layer_by_name[name]) for name, wiring in wirings.items()}
     layers = tuple(_count(layer, taps, masks, outs.get(layer.name, layer.out_channels), graph) for layer in graph.layers)
     notes = *plan.notes, *(Note(layer.name, _UNUSED) for layer in unused), *_miscounted(plan.promise, count, fresh)
     return Ledger(*sides, layers, notes, tuple(map(str, example)), graph.opaque)
@@ -201,14 +202,6 @@ def _miscounted(promised: Promise, count: Promise, fresh: bool) -> Iterator[Note
 
 
 _UNUSED = "nothing reads its output any more, so it is not computed; its parameters stay, and get no gradient"
-
-
-def _links(layer: Layer, taps: Mapping[str, Sequence[Tap]], masks: Masks) -> int:
-    """Return the live links of a layer that reads `taps`."""
-    if layer.name in masks:
-        return int(masks[layer.name].sum())
-    width = sum(tap.width for tap in taps[layer.name]) if layer.name in taps else layer.in_channels
-    return width // layer.groups * layer.out_channels
 
 
 def _before(counted: Census) -> Side:

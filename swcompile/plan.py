@@ -566,6 +566,13 @@ def weight_of(layer: Layer, width: int, out: int, live: int | None = None) -> tu
     return links * layer.kernel_area + layer.bias * out + width * layer.chain_params, links * layer.kernel_area * layer.positions
 
 
+def weight_left(layer: Layer, wiring: LayerWiring | None) -> tuple[int, int]:
+    """Return the parameters and multiply-accumulates of a layer as a wiring leaves it, or as it was."""
+    if wiring is None:
+        return weight_of(layer, layer.in_channels, layer.out_channels)
+    return weight_of(layer, wiring.width, wiring.out(layer), None if wiring.mask is None else int(wiring.mask.sum()))
+
+
 def promised_change(wirings: Sequence[LayerWiring], graph: LayerGraph, rows: Rows | None = None) -> tuple[int, int]:
     """Return by how many parameters and multiply-accumulates per sample the wirings change the model.
 
@@ -575,11 +582,7 @@ def promised_change(wirings: Sequence[LayerWiring], graph: LayerGraph, rows: Row
     params = macs = 0
     for wiring in wirings:
         layer = graph.layer_by_name[wiring.layer]
-        live = None if wiring.mask is None else int(wiring.mask.sum())
-        after, before = (
-            weight_of(layer, wiring.width, wiring.out(layer), live),
-            weight_of(layer, layer.in_channels, layer.out_channels),
-        )
+        after, before = weight_left(layer, wiring), weight_left(layer, None)
         params += after[0] - before[0]
         macs += after[1] - before[1]
     outputs = {wiring.layer: wiring.outputs for wiring in wirings if wiring.outputs}

@@ -370,7 +370,7 @@ REFUSALS = ("Nothing can be rewired as asked", "block=3 is too large")
 """How the messages begin, or what they hold, with which a random model may be refused."""
 OPTIONS = {
     "p": st.sampled_from([0.3, 1.0, 0.0]),
-    "density": st.sampled_from([1.0, 0.5]),
+    "density": st.sampled_from([1.0, 0.5, 0.3]),
     "wiring": st.sampled_from(["block", "block", "block", "kernel"]),
     "block": st.sampled_from(["auto", "auto", 3, "producer"]),
     "resample": st.sampled_from(["max", "avg", "stride"]),
@@ -466,7 +466,7 @@ def _check_weights(model: Random, rewired: RewiredModule, traced: Traced) -> Non
         if wiring is not None and wiring.mask is not None and not (path == wiring.layer and kind == "bias"):
             continue
         if tensor.dim() > 1:
-            whole, now = (_dense(layer, value) for value in (tensor, now))
+            whole, now = _dense(layer, tensor), _dense(rewired.get_submodule(path), now)
         if path in interpreter.stays and tensor.dim():
             whole = whole[torch.from_numpy(interpreter.stays[path])]
         depthwise = path in interpreter.layers and interpreter.layers[path].depthwise

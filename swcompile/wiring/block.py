@@ -297,8 +297,8 @@ class BlockWiring:
             stays = mask_of(outputs.get(layer.name, ((0, layer.out_channels),)), layer.out_channels)
             removed += int((~stays).sum())
             left += int((unread[low:high] & stays).sum())
-        notes = [Note("*", f"{removed} output channels that nobody reads any more were removed")] if removed else []
-        notes += [Note("*", f"{left} output channels that nobody reads any more {_STAY}")] if left else []
+        notes = [Note("*", f"{removed} unread output channels were removed")] if removed else []
+        notes += [Note("*", f"{left} unread output channels {_STAY}")] if left else []
         met = self.budget.note(change)
         return notes if met is None else [*notes, met]
 
