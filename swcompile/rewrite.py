@@ -249,16 +249,18 @@ def _refit_norm(module: Any, index: Tensor) -> None:
 
     New channels start as a fresh norm does: statistics of mean 0 and variance 1, scale 1, shift 0; a PReLU with slope 0.25.
     """
+    norm = isinstance(module, nn.modules.batchnorm._NormBase)
     for name, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
-        if tensor is None or tensor.dim() != 1 or tensor.numel() == 1:
+        if tensor is None or tensor.dim() != 1 or (tensor.numel() == 1 and not norm):  # one slope for all channels
             continue
         start = 0.25 if isinstance(module, nn.PReLU) else 1.0 if name in ("weight", "running_var") else 0.0
         where = index.to(tensor.device)
         fitted = torch.where(where == NEW, tensor.new_tensor(start), tensor.detach().index_select(0, where.clamp_min(0)))
         setattr(module, name, _parameter(tensor, fitted) if isinstance(tensor, nn.Parameter) else fitted)
-    for attribute in ("num_features", "num_parameters"):
-        if getattr(module, attribute, 1) > 1:
-            setattr(module, attribute, len(index))
+    if norm:
+        module.num_features = len(index)
+    elif getattr(module, "num_parameters", 1) > 1:
+        module.num_parameters = len(index)
 
 
 def _parameter(like: Tensor, value: Tensor) -> nn.Parameter:

@@ -21,6 +21,11 @@ def shrink(graph: LayerGraph, outputs: Mapping[str, Spans], taps: Reads) -> tupl
     return _Shrinking(graph, outputs).run(taps)
 
 
+def kept_channels(graph: LayerGraph, outputs: Mapping[str, Spans]) -> list[Mask]:
+    """Return which channels of each producer stay where layers keep only `outputs`; of a sum those that stay in its addends."""
+    return _Shrinking(graph, outputs).kept
+
+
 class _Shrinking:
     def __init__(self, graph: LayerGraph, outputs: Mapping[str, Spans]) -> None:
         self.graph = graph

@@ -326,7 +326,7 @@ def test_a_rewired_model_computes_what_the_plain_gathers_compute(
     torch.testing.assert_close(state, plain_state, rtol=1e-12, atol=1e-12)
     assert torch.isfinite(out).all()
     lost = [name for name, grad in original_grads.items() if grad is not None and grads.get(name, grad) is None]
-    assert not lost or any("unread" in note.reason for note in rewired.swcompile.plan.notes), f"{lost} lost their gradients"
+    assert _is_told(rewired, lost), f"{lost} lost their gradients"
 
     rewired.eval(), plain.eval()
     other = _input(model, batch=5)
@@ -410,8 +410,15 @@ def _check_against_interpreter(model: Random, density: float, wiring: str, **opt
     lost = [
         name for name, tensor in rewired.named_parameters() if tensor.grad is None and grads[name] is not None and tensor.dim() > 1
     ]
-    assert not lost or any("unread" in note.reason for note in rewired.swcompile.plan.notes), f"{lost} lost their gradients"
+    assert _is_told(rewired, lost), f"{lost} lost their gradients"
     _compare(rewired, traced, _input(model, batch=5), training=False)
+
+
+def _is_told(rewired: RewiredModule, lost: list[str]) -> bool:
+    """Whether the ledger says why parameters have no gradient: channels are unread, or nothing reads the layer (a second gate)."""
+    notes = swnet.ledger(rewired).notes
+    idle = {note.layer for note in notes if note.reason.startswith("nothing reads its output")}
+    return any("unread" in note.reason for note in notes) or {name.rpartition(".")[0] for name in lost} <= idle
 
 
 def state_of(module: nn.Module) -> dict[str, Tensor]:
@@ -438,7 +445,7 @@ def _compare(rewired: RewiredModule, traced: Traced, x: Tensor, *, training: boo
             assert all(other is None or not other.any() for other in (grad, by_hand)), f"only one side has a gradient of {name}"
             continue
         torch.testing.assert_close(
-            grad, by_hand, rtol=1e-9, atol=1e-11 * max(largest, 1), msg=lambda text, name=name: f"{name}: {text}"
+            grad, by_hand, rtol=1e-9, atol=1e-10 * max(largest, 1), msg=lambda text, name=name: f"{name}: {text}"
         )
     idle = {name.rpartition(".")[0] for name, count in rewired.named_buffers() if training and torch.equal(count, before[name])}
     for name, buffer in rewired.named_buffers():

@@ -205,3 +205,25 @@ def test_masks_are_the_modules_own_and_not_the_plans() -> None:
     before = rewired.swcompile.plan.digest
     rewired.load_state_dict({name: torch.zeros_like(value) for name, value in rewired.state_dict().items()})
     assert rewired.swcompile.plan.digest == before
+
+
+class Narrow(nn.Module):
+    """A map of one channel, and a layer behind a norm and an activation of its own that reads it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.waist = nn.Conv2d(8, 1, 3, padding=1)
+        self.norm = nn.BatchNorm2d(1)
+        self.conv = nn.Conv2d(1, 8, 3, padding=1)
+        self.last = nn.Conv2d(9, 8, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.waist(self.stem(x))
+        return self.last(torch.cat([x, self.conv(torch.relu(self.norm(x)))], 1))
+
+
+def test_the_norm_of_a_single_channel_grows_with_what_its_reader_reads() -> None:
+    rewired = swnet.transform(Narrow(), X, p=1.0, wiring="kernel", min_in_degree=0)
+    assert rewired.norm.num_features == len(rewired.norm.weight) == len(rewired.norm.running_mean) > 1
+    rewired(X).sum().backward()

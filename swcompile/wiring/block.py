@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 
 from swcompile.graph import LayerGraph, Tap
 from swcompile.plan import BUDGETS, LayerWiring, Note, Options, Plan, Promise, promised_change, without_unread
-from swcompile.rows import Rows, mask_of
+from swcompile.rows import Rows
+from swcompile.shrink import kept_channels
 from swcompile.wiring.alive import Watch, live_layers
 from swcompile.wiring.apportion import apportion
 from swcompile.wiring.blocks import Atlas, Maps
@@ -291,14 +292,12 @@ class BlockWiring:
         read = [(self.atlas.span(run),) for name in taps for run in self.graph.runs_of(taps[name])]
         unread = self.before.needed & (Readers(self.atlas, tally(self.atlas, [*read, *self._fixed_maps()])).count == 0)
         outputs = {wiring.layer: wiring.outputs for wiring in wirings if wiring.outputs}
-        removed = left = 0
-        for layer in self.graph.layers:
-            low, high = self.atlas.offsets[layer.producer : layer.producer + 2]
-            stays = mask_of(outputs.get(layer.name, ((0, layer.out_channels),)), layer.out_channels)
-            removed += int((~stays).sum())
-            left += int((unread[low:high] & stays).sum())
+        stay = np.concatenate(kept_channels(self.graph, outputs))
+        layers = self.graph.layer_by_name
+        removed = sum(layers[wiring.layer].out_channels - wiring.out(layers[wiring.layer]) for wiring in wirings)
+        left = int((unread & stay).sum())
         notes = [Note("*", f"{removed} unread output channels were removed")] if removed else []
-        notes += [Note("*", f"{left} unread output channels {_STAY}")] if left else []
+        notes += [Note("*", f"{left} unread channels {_STAY}")] if left else []
         met = self.budget.note(change)
         return notes if met is None else [*notes, met]
 
