@@ -32,10 +32,10 @@ from torch.nn import functional as F
 
 import swnet
 from benchmarks.data import Dataset, load
-from benchmarks.models import parameters, plain_cnn21, seeded
+from benchmarks.models import parameters, plain_cnn21, resnet20, seeded
 from benchmarks.record import RESULTS, provenance, write_whole
 
-MODELS: Mapping[str, Callable[..., nn.Module]] = {"plain_cnn21": plain_cnn21}
+MODELS: Mapping[str, Callable[..., nn.Module]] = {"plain_cnn21": plain_cnn21, "resnet20": resnet20}
 PADDING = 4
 QUICK_P = 0.3
 console = Console()
@@ -133,39 +133,46 @@ def train(grid: Grid, arm: Arm, seed: int, images: Images) -> list[dict[str, Any
     model, about = build(grid, arm, seed, images.test[:2])
     model = model.to(memory_format=torch.channels_last)
     per_epoch = len(images.labels) // grid.batch
+    fixed = _identity(grid, arm, seed) | about | provenance()
+    marks = {round(per_epoch * (place + 1) / grid.evaluations) for place in range(grid.evaluations)}
+    recent: deque[float] = deque(maxlen=per_epoch)
+    curve: list[dict[str, Any]] = []
+    seconds, began = 0.0, time.perf_counter()
+    for step, (loss, lr) in enumerate(steps(model, grid, seed, images), start=1):
+        recent.append(loss)
+        place = (step - 1) % per_epoch + 1
+        if place not in marks:
+            continue
+        seconds += time.perf_counter() - began
+        curve.append(
+            fixed
+            | {"step": step, "epoch": step / per_epoch, "macs": about["macs"] * step * grid.batch, "seconds": round(seconds, 3)}
+            | {"train_loss": statistics.fmean(recent), "test_error": test_error(model, images), "lr": lr}
+        )
+        if place == per_epoch:
+            last = curve[-1]
+            console.print(
+                f"{arm.name:12} seed {seed}  epoch {step // per_epoch}/{grid.epochs}  training loss {last['train_loss']:.3f}  "
+                f"test error {last['test_error']:.3f}  {seconds:.0f} s"
+            )
+        began = time.perf_counter()
+    return curve
+
+
+def steps(model: nn.Module, grid: Grid, seed: int, images: Images) -> Iterator[tuple[float, float]]:
+    """Train a model by a grid's schedule; yield, after each step, the loss in front of it and its learning rate."""
+    per_epoch = len(images.labels) // grid.batch
     optimizer = torch.optim.SGD(
         model.parameters(), lr=grid.lr, momentum=grid.momentum, nesterov=True, weight_decay=grid.weight_decay
     )
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, grid.lr, total_steps=grid.epochs * per_epoch)
     generator = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)
-    fixed = _identity(grid, arm, seed) | about | provenance()
-    marks = {round(per_epoch * (place + 1) / grid.evaluations) for place in range(grid.evaluations)}
-    recent: deque[float] = deque(maxlen=per_epoch)
-    curve: list[dict[str, Any]] = []
-    step, seconds = 0, 0.0
-    for epoch in range(grid.epochs):
-        began = time.perf_counter()
-        for place, (batch, labels) in enumerate(images.batches(grid.batch, generator), start=1):
+    for _ in range(grid.epochs):
+        for batch, labels in images.batches(grid.batch, generator):
             lr = schedule.get_last_lr()[0]
-            recent.append(one_step(model, optimizer, batch, labels))
+            yield one_step(model, optimizer, batch, labels), lr
             schedule.step()
-            step += 1
-            if place not in marks:
-                continue
-            seconds += time.perf_counter() - began
-            curve.append(
-                fixed
-                | {"step": step, "epoch": step / per_epoch, "macs": about["macs"] * step * grid.batch, "seconds": round(seconds, 3)}
-                | {"train_loss": statistics.fmean(recent), "test_error": test_error(model, images), "lr": lr}
-            )
-            began = time.perf_counter()
-        last = curve[-1]
-        console.print(
-            f"{arm.name:12} seed {seed}  epoch {epoch + 1}/{grid.epochs}  training loss {last['train_loss']:.3f}  "
-            f"test error {last['test_error']:.3f}  {seconds:.0f} s"
-        )
-    return curve
 
 
 def one_step(model: nn.Module, optimizer: torch.optim.Optimizer, batch: Tensor, labels: Tensor) -> float:

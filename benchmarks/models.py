@@ -63,6 +63,31 @@ def resnet50(classes: int = 1000) -> nn.Sequential:
     return nn.Sequential(*body, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, classes))
 
 
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions, and a shortcut."""
+
+    def __init__(self, channels: int, width: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = unit(channels, width, 3, stride)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.shortcut = shortcut(channels, width, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.bn2(self.conv2(self.conv1(x))) + self.shortcut(x), inplace=True)
+
+
+def resnet20(classes: int = 10, channels: int = 3) -> nn.Sequential:
+    """Return ResNet-20 for images of 32x32 with 1x1 convolutions as shortcuts between its groups: 272,474 parameters."""
+    body: list[nn.Module] = [unit(channels, 16)]
+    width = 16
+    for group in range(3):
+        for place in range(3):
+            body.append(BasicBlock(width, 16 << group, 2 if group and place == 0 else 1))
+            width = 16 << group
+    return nn.Sequential(*body, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, classes))
+
+
 class DenseLayer(nn.Module):
     """Norm, activation and a 3x3 convolution to `growth` channels, put behind what it read."""
 

@@ -28,6 +28,8 @@ from swcompile.modules import RewiredModule
 from swcompile.optimize import optimize, restore_in_place
 from swcompile.plan import Note, Options, Plan
 from swcompile.rewrite import rewrite
+from swcompile.scores import Loss, refuse_unfit
+from swcompile.scores import score as score_of
 from swcompile.trace import Example, Steps, Traced, coupled, trace, trace_structure
 from swcompile.trace.shapes import Spec
 from swcompile.verify import verify
@@ -97,6 +99,7 @@ def transform(
     macs: int | None = None,
     keep: Mapping[str, float] | Sequence[tuple[str, float]] = (),
     spread: str = "uniform",
+    score: str = "distance",
     wiring: str = "block",
     block: int | str = "auto",
     resample: str = "max",
@@ -109,6 +112,8 @@ def transform(
     init: str = "he",
     conv_to_linear: bool = False,
     min_in_degree: int = 1,
+    batches: Iterable[Any] | None = None,
+    loss_fn: Loss | None = None,
     verify: bool = False,
     calibrate: Iterable[Any] | None = None,
     leaf_modules: Sequence[str | type[nn.Module]] = (),
@@ -125,6 +130,8 @@ def transform(
             has no more, and less only by what makes no whole block.
         keep: instead of density, the share of blocks that stay by patterns of layer names: {"stage3.*": 0.5}.
         spread: how layers share what stays: "uniform", "erk" (wide layers keep less, as in RigL) or "global" (one ranking).
+        score: which blocks a budget drops: with "distance" the farthest, in a model that is not trained yet; in a trained one those
+            that score lowest by "weight", "norm", "taylor" or "correlation" (swcompile.scores), and then p="auto" is 0.
         wiring: "block" (one wiring per layer, in blocks of channels) or "kernel" (link by link, as in the SWNet paper, masked).
         block: channels per block, "auto" or "producer" (all channels of a producer).
         resample: how larger feature maps shrink to the reader's size: "max", "avg" or "stride".
@@ -133,6 +140,8 @@ def transform(
         head: whether the last layers (classifiers) may be rewired too.
         dead: "forbid" moves no block that would leave channels unread, "allow" does, "auto" forbids where that leaves enough.
         skips, budget, init, conv_to_linear, min_in_degree: for wiring "kernel"; see swcompile.wiring.kernel.
+        batches, loss_fn: what to score by: batches of inputs and targets, gone through once, for "taylor" and "correlation", and
+            for "taylor" a function of the output and the targets. Ranks with other batches get other plans: give all the same.
         verify: whether to run the pruned model and a masked one in float64 and compare them (swcompile.certificate).
         calibrate: batches (tensors, or tuples that begin with the model's inputs, such as a DataLoader's) from which the norms of
             a trained model take their statistics anew.
@@ -160,6 +169,7 @@ def transform(
         macs=macs,
         keep=keep,  # type: ignore[arg-type]  # which it turns into pairs
         spread=spread,
+        score=score,
         block=block,
         resample=resample,
         reach=reach,
@@ -172,8 +182,9 @@ def transform(
         conv_to_linear=conv_to_linear,
         min_in_degree=min_in_degree,
     )
+    refuse_unfit(options.score, {"batches": batches, "loss_fn": loss_fn})
     traced = _traced(trace, model, example_inputs, leaf_modules, options)
-    made = _decide(traced, options)
+    made = _decide(traced, options, batches, loss_fn)
     if not made.layers and (options.p != 0 or options.prunes):
         raise NothingToDoError(_why_nothing(made))
     module = _carry_out(traced, made, fresh=True)
@@ -192,6 +203,7 @@ def plan(
     macs: int | None = None,
     keep: Mapping[str, float] | Sequence[tuple[str, float]] = (),
     spread: str = "uniform",
+    score: str = "distance",
     wiring: str = "block",
     block: int | str = "auto",
     resample: str = "max",
@@ -204,9 +216,11 @@ def plan(
     init: str = "he",
     conv_to_linear: bool = False,
     min_in_degree: int = 1,
+    batches: Iterable[Any] | None = None,
+    loss_fn: Loss | None = None,
     leaf_modules: Sequence[str | type[nn.Module]] = (),
 ) -> Plan:
-    """Decide what `transform` would do, without touching or needing weights. Arguments as for `transform`."""
+    """Decide what `transform` would do, without touching weights, nor needing any but to score. Arguments as for `transform`."""
     options = Options(
         wiring=wiring,
         p=p,
@@ -215,6 +229,7 @@ def plan(
         macs=macs,
         keep=keep,  # type: ignore[arg-type]  # which it turns into pairs
         spread=spread,
+        score=score,
         block=block,
         resample=resample,
         reach=reach,
@@ -227,7 +242,9 @@ def plan(
         conv_to_linear=conv_to_linear,
         min_in_degree=min_in_degree,
     )
-    return _decide(_traced(trace_structure, model, example_inputs, leaf_modules, options), options)
+    refuse_unfit(options.score, {"batches": batches, "loss_fn": loss_fn})
+    how = trace if options.scored else trace_structure
+    return _decide(_traced(how, model, example_inputs, leaf_modules, options), options, batches, loss_fn)
 
 
 def apply(model: nn.Module | ExportedProgram, plan: Plan, example_inputs: object = None) -> RewiredModule:
@@ -431,8 +448,9 @@ def _announced(traced: Traced) -> Traced:
 
 
 @collector_paused()
-def _decide(traced: Traced, options: Options) -> Plan:
-    made = wire(traced.graph, options)
+def _decide(traced: Traced, options: Options, batches: Iterable[Any] | None = None, loss_fn: Loss | None = None) -> Plan:
+    scores = score_of(traced, options.score, batches, loss_fn) if options.scored else {}
+    made = wire(traced.graph, options, scores)
     notes = (*made.notes, *(Note("*", said) for said in _said(traced)))
     return replace(made, notes=notes, leaves=tuple(sorted(traced.leaves)))
 

@@ -7,8 +7,9 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from swcompile.batches import divided, evaluating, shown
 from swcompile.errors import SwnetError
 from swcompile.modules import RewiredModule
 
@@ -32,8 +33,8 @@ def calibrate(module: RewiredModule, batches: Iterable[Any], inputs: int) -> tup
     norms = _norms(module)
     seen = 0
     with _taking_statistics(module, norms), torch.no_grad():
-        for batch in batches if norms else ():
-            module(*_arguments(batch, inputs))
+        for batch in shown(batches, "calibrating") if norms else ():
+            module(*divided(batch, inputs, "calibrate")[0])
             seen += 1
     if norms and not seen:
         raise SwnetError("calibrate= was given no batch. Give an iterable of inputs, such as a DataLoader.")
@@ -52,29 +53,18 @@ def _norms(module: RewiredModule) -> list[Any]:
     return list(dict.fromkeys(norm for norm in found if isinstance(norm, _Norm) and norm.running_mean is not None))
 
 
-def _arguments(batch: Any, inputs: int) -> tuple[Any, ...]:
-    given = tuple(batch) if isinstance(batch, tuple | list) else (batch,)
-    if len(given) < inputs or not given or not isinstance(given[0], Tensor):
-        raise SwnetError(
-            f"calibrate= was given a batch of {len(given)} values, not tensors enough; the model takes "
-            f"{inputs}. Give tensors, or tuples that begin with the model's inputs."
-        )
-    return given[:inputs]
-
-
 @contextmanager
 def _taking_statistics(module: nn.Module, norms: list[Any]) -> Iterator[None]:
     """Let norms average what they see, from nothing, while everything else is in eval mode."""
-    modes = {inner: inner.training for inner in module.modules()}
     kept = [(norm, norm.momentum) for norm in norms]
     state = [(norm, {name: buffer.clone() for name, buffer in norm.named_buffers()}) for norm in norms]
-    module.eval()
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # a cumulative average
-        norm.train()
     try:
-        yield
+        with evaluating(module):
+            for norm in norms:
+                norm.reset_running_stats()
+                norm.momentum = None  # a cumulative average
+                norm.train()
+            yield
     except BaseException:
         for norm, buffers in state:
             for name, buffer in buffers.items():
@@ -83,5 +73,3 @@ def _taking_statistics(module: nn.Module, norms: list[Any]) -> Iterator[None]:
     finally:
         for norm, momentum in kept:
             norm.momentum = momentum
-        for inner, training in modes.items():
-            inner.training = training

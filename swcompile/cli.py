@@ -275,6 +275,12 @@ def cli() -> None:
 @click.option("--out", default="out", metavar="FOLDER", help="Where the result goes. [default: out]")
 @click.option("--force", is_flag=True, help="Replace a folder that swcompile wrote.")
 @click.option("--plan", "plan_file", metavar="PLAN.JSON", help="Apply this plan instead of making one.")
+@click.option(
+    "--score",
+    default="distance",
+    metavar="distance|weight|norm",
+    help="Which blocks a budget drops: far ones, or those that a trained model's weights need least. [default: distance]",
+)
 @click.option("--verify", is_flag=True, default=False, help="Run pruned and masked model in float64, and compare them.")
 @_graph_options
 @_budget_options

@@ -59,6 +59,7 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
     "budget": ("links", "params"),
     "init": ("he", "dense"),
     "spread": ("uniform", "erk", "global"),
+    "score": ("distance", "weight", "norm", "taylor", "correlation"),
 }
 BUDGETS: Mapping[str, Any] = {"density": 1.0, "params": None, "macs": None, "keep": ()}
 """The options that say how much is to stay, with the values that keep all."""
@@ -71,8 +72,8 @@ class Options:
     """What the user asked of a wiring. Every field is an argument of `swnet.transform`, which explains it.
 
     `skips`, `budget`, `init`, `conv_to_linear` and `min_in_degree` belong to the wiring `kernel`; `block`, `dead`, `reach`,
-    `spread` and the budgets (`density`, `params`, `macs`, `keep`: at most one of them) to `block`. `keep` may be given as a
-    mapping, and is kept as pairs. Raises SwnetError for a value outside its range.
+    `spread`, `score` and the budgets (`density`, `params`, `macs`, `keep`: at most one of them) to `block`. `keep` may be given
+    as a mapping, and is kept as pairs. Raises SwnetError for a value outside its range.
     """
 
     wiring: str = "block"
@@ -82,6 +83,7 @@ class Options:
     macs: int | None = None
     keep: tuple[tuple[str, float], ...] = ()
     spread: str = "uniform"
+    score: str = "distance"
     block: int | str = "auto"
     resample: str = "max"
     reach: str = "uniform"
@@ -121,6 +123,10 @@ class Options:
             raise SwnetError(f"{' and '.join(given)} were given; they are different ways to say one thing, so take at most one.")
         if self.wiring == "kernel" and given:
             raise SwnetError(f"{given[0]} does not apply to wiring='kernel', which keeps the number of links; use wiring='block'.")
+        if self.scored and not given:
+            raise SwnetError(
+                f"score={self.score!r} says which blocks a budget drops, and there is none; give density, params, macs or keep."
+            )
 
     def _check_budget(self, name: str) -> None:
         value = getattr(self, name)
@@ -149,6 +155,11 @@ class Options:
     def prunes(self) -> bool:
         """Whether blocks may have to go."""
         return any(getattr(self, name) != default for name, default in BUDGETS.items())
+
+    @property
+    def scored(self) -> bool:
+        """Whether the weights of a trained model say which blocks go."""
+        return self.score != "distance"
 
     @property
     def asked_to_keep(self) -> str:

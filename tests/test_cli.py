@@ -25,6 +25,7 @@ from torch import nn
 import swnet
 from swcompile import cli, modelfile
 from swcompile.plan import CHOICES
+from swcompile.scores import NEEDS
 
 NET = """
 from torch import nn
@@ -386,8 +387,9 @@ def test_help_documents_exit_codes_and_every_choice(swcompile, command):
     assert result.code == 0
     for code in ("0", "1", "2", "3", "130"):
         assert re.search(rf"^    {code} +\w", result.out, re.MULTILINE), code
-    for name in CHOICES.keys() - (set() if command == "transform" else {"budget", "init"}):
-        assert f"--{name} {'|'.join(CHOICES[name])}" in result.out
+    for name in CHOICES.keys() - (set() if command == "transform" else {"budget", "init", "score"}):
+        offered = [choice for choice in CHOICES[name] if not NEEDS.get(choice)]  # batches are for Python
+        assert f"--{name} {'|'.join(offered)}" in result.out
     assert max(map(len, result.out.splitlines())) <= 80
 
 
@@ -397,7 +399,7 @@ def test_the_defaults_are_those_of_the_python_interface(command):
     wanted = {name: parameter.default for name, parameter in inspect.signature(function).parameters.items()}
     found = {option.name: option.default for option in command.params if isinstance(option, Option)}
     own = {"entry", "inputs", "out", "force", "plan_file", "as_json", "quiet"}
-    in_python_only = {cli.transform: {"calibrate"}, cli.check: {"points"}}.get(command, set())
+    in_python_only = {cli.transform: {"calibrate", "batches", "loss_fn"}, cli.check: {"points"}}.get(command, set())
     assert wanted.keys() - found.keys() == {"model", "example_inputs"} | in_python_only
     for name in found.keys() - own:
         default = found[name] if isinstance(found[name], int | float | str | tuple) else None  # click's mark for "not given"

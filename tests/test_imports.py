@@ -21,6 +21,8 @@ ORDER = (
     "verify",
     "wiring",
     "trace",
+    "batches",
+    "scores",
     "modules",
     "rewrite",
     "optimize",

@@ -7,14 +7,17 @@ from dataclasses import replace
 from swcompile.graph import LayerGraph
 from swcompile.plan import Note, Options, Plan
 from swcompile.wiring.block import wire_block
+from swcompile.wiring.eligible import NO_SCORES, Scores
 from swcompile.wiring.kernel import wire_kernel
 from swcompile.wiring.policy import Curve, choose_p, explain, resolve, sweep
 
 __all__ = ["Curve", "choose_p", "explain", "resolve", "sweep", "wire", "wire_block", "wire_kernel"]
 
 
-def wire(graph: LayerGraph, options: Options) -> Plan:
+def wire(graph: LayerGraph, options: Options, scores: Scores = NO_SCORES) -> Plan:
     """Return the plan that the options ask for; a policy for p is resolved first and told in a note.
+
+    `scores` are those that `options.score` names: for each layer a number per input channel, high where it is needed.
 
     >>> from swcompile.graph import GraphBuilder
     >>> build = GraphBuilder("chain")
@@ -26,9 +29,12 @@ def wire(graph: LayerGraph, options: Options) -> Plan:
     wiring block, p = 0.25 (asked: 0.25), density 1, seed 0: 4 of 16 blocks moved (p = 0.2500)
     ...
     """
-    numbered, curve = resolve(graph, options)
-    plan = wire_block(graph, numbered) if options.wiring == "block" else wire_kernel(graph, numbered)
-    if curve is None:
+    numbered, curve = resolve(graph, options, scores)
+    plan = wire_block(graph, numbered, scores) if options.wiring == "block" else wire_kernel(graph, numbered)
+    if not isinstance(options.p, str):
         return plan
-    assert isinstance(options.p, str)
-    return replace(plan, requested_p=options.p, notes=(*plan.notes, Note("*", explain(curve, options.p))))
+    why = _TRAINED if curve is None else explain(curve, options.p)
+    return replace(plan, requested_p=options.p, notes=(*plan.notes, Note("*", why)))
+
+
+_TRAINED = "p='auto' chose 0: where scores decide, the weights are trained, and would mean nothing to other maps"

@@ -26,19 +26,19 @@ from swcompile.wiring.apportion import apportion
 from swcompile.wiring.blocks import Atlas, Maps
 from swcompile.wiring.budget import Budget, is_loose
 from swcompile.wiring.draw import Draw
-from swcompile.wiring.eligible import Site, find_sites, narrowed
+from swcompile.wiring.eligible import NO_SCORES, Scores, Site, find_sites, narrowed
 from swcompile.wiring.prune import Pruning
 from swcompile.wiring.readers import Readers, tally
 from swcompile.wiring.repair import Move, Repair
 from swcompile.wiring.sources import draw_pieces, fill, weights_of
 
 
-def wire_block(graph: LayerGraph, options: Options) -> Plan:
+def wire_block(graph: LayerGraph, options: Options, scores: Scores = NO_SCORES) -> Plan:
     """Decide which blocks of which layers become long-range taps. Pure: the same arguments give the same plan, byte for byte.
 
     `options.p` is a number. Raises SwnetError where `options.block` fits no layer. See wiring.md 3.2 for the rules.
     """
-    return BlockWiring(graph, options).plan(options.number)
+    return BlockWiring(graph, options, scores).plan(options.number)
 
 
 @dataclass(frozen=True)
@@ -64,8 +64,8 @@ class Kept:
 class BlockWiring:
     """Everything about a wiring that does not depend on p, so that a sweep over p pays for it once."""
 
-    def __init__(self, graph: LayerGraph, options: Options) -> None:
-        self.graph, self.asked = graph, options
+    def __init__(self, graph: LayerGraph, options: Options, scores: Scores = NO_SCORES) -> None:
+        self.graph, self.asked, self.scores = graph, options, scores
         self.options = replace(options, **BUDGETS) if is_loose(graph, options) else options  # then nothing need go
         self.atlas = Atlas(graph)
         self.found, self.refused = find_sites(self.atlas, self.options)
@@ -79,7 +79,7 @@ class BlockWiring:
         self._drawn = [self._shuffled(site) for site in self.found]
         self.kept: list[Kept]
         self.notes: list[Note] = []
-        self.budget = Budget(graph, self.options, self.found, self._ranked)
+        self.budget = Budget(graph, self.options, self.found, self._in_order(), self._ranked)
         if self.options.prunes:
             self.budget.counts(self)
             gone = self._gone()
@@ -155,7 +155,7 @@ class BlockWiring:
 
     def _keep(self, readers: Readers, counts: Sequence[int]) -> tuple[list[Kept], list[Note]]:
         """Choose the slots that each site keeps, and say where they are more than asked for."""
-        pruning = Pruning(self.atlas, self.found, readers, self.watch, self.fixed)
+        pruning = self._pruning(readers)
         chosen: list[Kept] = []
         notes: list[Note] = []
         for site, order, count in zip(self.found, self._drawn, counts, strict=True):
@@ -167,9 +167,20 @@ class BlockWiring:
                 )
         return chosen, notes
 
+    def _in_order(self) -> list[Sequence[Sequence[int]]]:
+        """Return the slots of each site, group by group, in the order in which more of them would stay."""
+        if not self.scores:
+            return [site.by_group for site in self.found]
+        pruning = self._pruning(self.before)
+        pairs = zip(self.found, self._drawn, strict=True)
+        return [[pruning.ranked(site, group) for group in order] for site, order in pairs]
+
+    def _pruning(self, readers: Readers) -> Pruning:
+        return Pruning(self.atlas, self.found, readers, self.watch, self.fixed, self.scores)
+
     def _ranked(self) -> list[int]:
         """Rank the blocks of all sites together, for Budget.ranked."""
-        pruning = Pruning(self.atlas, self.found, self.before, self.watch, self.fixed)
+        pruning = self._pruning(self.before)
         first = [(site, order[0]) for site, order in zip(self.found, self._drawn, strict=True)]
         keys = [(key, place) for place, (site, order) in enumerate(first) for key in pruning.ranks(site, order)]
         order = Draw(self.options.seed, " ranking").shuffled(range(len(keys)))

@@ -56,8 +56,15 @@ def is_loose(graph: LayerGraph, options: Options) -> bool:
 class Budget:
     """The counts that the options ask for, over the sites that were found."""
 
-    def __init__(self, graph: LayerGraph, options: Options, sites: Sequence[Site], ranked: Callable[[], list[int]]) -> None:
-        self.graph, self.options, self.sites = graph, options, sites
+    def __init__(
+        self,
+        graph: LayerGraph,
+        options: Options,
+        sites: Sequence[Site],
+        order: Sequence[Sequence[Sequence[int]]],
+        ranked: Callable[[], list[int]],
+    ) -> None:
+        self.graph, self.options, self.sites, self.order = graph, options, sites, order
         self.sizes = [len(site.slots) for site in sites]
         self.units = [site.layer.groups for site in sites]
         self._rank = ranked
@@ -159,7 +166,7 @@ class Budget:
     def filled(self, trial: Trial, kept: Slots, barred: Sequence[Collection[int]]) -> Slots:
         """Return the slots with every further block that still fits, but for `barred` ones, one of each group at a time.
 
-        The layers come first that are farthest behind their share, and in a layer the slots in their order.
+        The layers come first that are farthest behind their share, and in a layer the slots in `order`, group by group.
         """
         made = [list(slots) for slots in kept]
         if self.options.keep or not self.options.prunes:
@@ -182,7 +189,7 @@ class Budget:
 
     def _units(self, place: int, taken: Collection[int]) -> list[list[int]]:
         """Return the slots of a site that are not taken, one of each group at a time."""
-        gone = ([slot for slot in group if slot not in taken] for group in self.sites[place].by_group)
+        gone = ([slot for slot in group if slot not in taken] for group in self.order[place])
         return list(map(list, zip(*gone, strict=False)))
 
     def _least(self, place: int, unit: Sequence[int]) -> int:

@@ -22,6 +22,7 @@ from swcompile.metrics.closed_form import ClosedForm, closed_forms
 from swcompile.plan import P_POLICIES, Options
 from swcompile.shrink import shrink
 from swcompile.wiring.block import BlockWiring
+from swcompile.wiring.eligible import NO_SCORES, Scores
 from swcompile.wiring.kernel_skips import without_dense_links, without_skips
 
 LEAST = 0.2
@@ -48,7 +49,7 @@ class Curve:
         assert list(self.p) == sorted(self.p)
 
 
-def sweep(graph: LayerGraph, options: Options, points: int = 20) -> Curve:
+def sweep(graph: LayerGraph, options: Options, points: int = 20, scores: Scores = NO_SCORES) -> Curve:
     """Return the figures at `points` values of p from 0 to 1, evenly spaced; `options.p` plays no part.
 
     For wiring `block` each point is the real plan's channel graph, for `kernel` the closed form. Raises SwnetError for less than
@@ -57,11 +58,11 @@ def sweep(graph: LayerGraph, options: Options, points: int = 20) -> Curve:
     if points < 2:
         raise SwnetError(f"points={points} make no curve; take at least 2, from p = 0 to p = 1.")
     ps = tuple(place / (points - 1) for place in range(points))
-    return _sweep_block(graph, options, ps) if options.wiring == "block" else _sweep_kernel(graph, options, ps)
+    return _sweep_block(graph, options, ps, scores) if options.wiring == "block" else _sweep_kernel(graph, options, ps)
 
 
-def _sweep_block(graph: LayerGraph, options: Options, ps: Sequence[float]) -> Curve:
-    wiring = BlockWiring(graph, options)
+def _sweep_block(graph: LayerGraph, options: Options, ps: Sequence[float], scores: Scores) -> Curve:
+    wiring = BlockWiring(graph, options, scores)
     plans = (wiring.plan(p, fill=False) for p in ps)
     left = (shrink(graph, plan.outputs(), plan.taps()) for plan in plans)
     return _curve(ps, [measure(channel_graph(*one), seed=options.seed) for one in left], exact=True)
@@ -126,9 +127,11 @@ def explain(curve: Curve, policy: str) -> str:
     return f"p={policy!r} chose {p:.3g}: {why}"
 
 
-def resolve(graph: LayerGraph, options: Options) -> tuple[Options, Curve | None]:
-    """Replace a policy by the p that it chooses. Returns the curve as well, None where p was a number already."""
+def resolve(graph: LayerGraph, options: Options, scores: Scores = NO_SCORES) -> tuple[Options, Curve | None]:
+    """Replace a policy by the p that it chooses. Returns the curve as well, None where it took none to choose."""
     if not isinstance(options.p, str):
         return options, None
-    curve = sweep(graph, options)
+    if options.p == "auto" and options.scored:
+        return replace(options, p=0.0), None
+    curve = sweep(graph, options, scores=scores)
     return replace(options, p=choose_p(curve, options.p)), curve

@@ -1,9 +1,10 @@
-"""Choose the blocks that a layer keeps below density 1: the nearest, and of those the least read.
+"""Choose the blocks that a layer keeps below density 1: the nearest, and of those the least read, or those that score highest.
 
     density .5 in a dense block    cat(x, y1, y2, y3) -> y2 y3: a lattice, which a moved block may leave to read x or y1, far
 
 Near is what no other part of the input was computed from: the last map of a dense block, and every branch of an Inception block;
-the others are the farther the fewer layers lie in front of them. No layer, sum or gate loses its last reader: where every block
+the others are the farther the fewer layers lie in front of them. Scores say of a trained model what its layers need, and then
+distance does not count; a block scores the mean of its channels. No layer, sum or gate loses its last reader: where every block
 that is left is the last reader of something, the layer keeps more than its share.
 """
 
@@ -14,15 +15,23 @@ from collections.abc import Sequence
 from swcompile.graph import Layer
 from swcompile.wiring.alive import Watch
 from swcompile.wiring.blocks import Atlas, Piece
-from swcompile.wiring.eligible import Site
+from swcompile.wiring.eligible import NO_SCORES, Scores, Site
 from swcompile.wiring.readers import Readers
 
 
 class Pruning:
     """Drop blocks of one site after another, and keep count of who reads what."""
 
-    def __init__(self, atlas: Atlas, sites: Sequence[Site], readers: Readers, watch: Watch, fixed: Sequence[Layer]) -> None:
-        self.atlas, self.readers, self.watch = atlas, readers, watch
+    def __init__(
+        self,
+        atlas: Atlas,
+        sites: Sequence[Site],
+        readers: Readers,
+        watch: Watch,
+        fixed: Sequence[Layer],
+        scores: Scores = NO_SCORES,
+    ) -> None:
+        self.atlas, self.readers, self.watch, self.scores = atlas, readers, watch, scores
         self.behind: dict[int, int] = {}
         """How many blocks read each producer behind a gate."""
         for piece in (slot for site in sites for slot in site.slots):
@@ -34,7 +43,7 @@ class Pruning:
     def keep(self, site: Site, order: Sequence[Sequence[int]], each: int) -> list[tuple[int, ...]]:
         """Return for each group the slots that stay, at least `each` and as many in all, those first that are the last to move."""
         dropped: list[list[int]] = []
-        ranked = [sorted(group, key=lambda slot: self._far_and_read(site, slot)) for group in order]
+        ranked = [self.ranked(site, group) for group in order]
         for group in ranked:
             gone: list[int] = []
             for slot in reversed(group):
@@ -49,12 +58,19 @@ class Pruning:
                 self._count(piece, 1)
         return [tuple(slot for slot in group if slot not in gone) for group, gone in zip(ranked, map(set, dropped), strict=True)]
 
-    def ranks(self, site: Site, order: Sequence[int]) -> list[tuple[int, int]]:
-        """Return how far and how much read the blocks of one group are, in ascending order: the first are the last to go."""
-        return sorted(self._far_and_read(site, slot) for slot in order)
+    def ranked(self, site: Site, slots: Sequence[int]) -> list[int]:
+        """Return slots by rank, those first that are the last to go; equal ones in the order given."""
+        return sorted(slots, key=lambda slot: self._rank(site, slot))
 
-    def _far_and_read(self, site: Site, slot: int) -> tuple[int, int]:
+    def ranks(self, site: Site, order: Sequence[int]) -> list[tuple[float, int]]:
+        """Return the ranks of the blocks of one group, in ascending order: the first are the last to go."""
+        return sorted(self._rank(site, slot) for slot in order)
+
+    def _rank(self, site: Site, slot: int) -> tuple[float, int]:
+        """Return how far and how much read a block is, or how little needed where there are scores."""
         piece = site.slots[slot]
+        if site.layer.name in self.scores:
+            return -float(self.scores[site.layer.name][piece.start : piece.stop].mean()), 0
         readers = min(int(self.readers.count[low:high].min()) for low, high in piece.maps)
         return min(site.far.get(self.atlas.producer(low), 1) for low, _ in piece.maps), readers
 

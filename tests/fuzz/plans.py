@@ -138,6 +138,7 @@ def choose(draw: Random, document: dict[str, Any], subject: Subject) -> None:
             ("keep", [["body*", 0.5]]),
             ("keep", [["body*"], 3]),
             ("spread", "erk"),
+            ("score", "weight"),
             ("seed", (1 << 63) - 1),
             ("p", 0),
             ("p", 1),
