@@ -100,6 +100,7 @@ def transform(
     keep: Mapping[str, float] | Sequence[tuple[str, float]] = (),
     spread: str = "uniform",
     score: str = "distance",
+    grow: float = 0.0,
     wiring: str = "block",
     block: int | str = "auto",
     resample: str = "max",
@@ -132,6 +133,8 @@ def transform(
         spread: how layers share what stays: "uniform", "erk" (wide layers keep less, as in RigL) or "global" (one ranking).
         score: which blocks a budget drops: with "distance" the farthest, in a model that is not trained yet; in a trained one those
             that score lowest by "weight", "norm", "taylor" or "correlation" (swcompile.scores), and then p="auto" is 0.
+        grow: instead of moving links, the share of input blocks that are added on top, long-range, at zero weight: what the model
+            computes stays the same to the bit until it is trained on.
         wiring: "block" (one wiring per layer, in blocks of channels) or "kernel" (link by link, as in the SWNet paper, masked).
         block: channels per block, "auto" or "producer" (all channels of a producer).
         resample: how larger feature maps shrink to the reader's size: "max", "avg" or "stride".
@@ -170,6 +173,7 @@ def transform(
         keep=keep,  # type: ignore[arg-type]  # which it turns into pairs
         spread=spread,
         score=score,
+        grow=grow,
         block=block,
         resample=resample,
         reach=reach,
@@ -185,7 +189,7 @@ def transform(
     refuse_unfit(options.score, {"batches": batches, "loss_fn": loss_fn})
     traced = _traced(trace, model, example_inputs, leaf_modules, options)
     made = _decide(traced, options, batches, loss_fn)
-    if not made.layers and (options.p != 0 or options.prunes):
+    if not made.layers and (options.p != 0 or options.prunes or options.grow):
         raise NothingToDoError(_why_nothing(made))
     module = _carry_out(traced, made, fresh=True)
     if verify:
@@ -204,6 +208,7 @@ def plan(
     keep: Mapping[str, float] | Sequence[tuple[str, float]] = (),
     spread: str = "uniform",
     score: str = "distance",
+    grow: float = 0.0,
     wiring: str = "block",
     block: int | str = "auto",
     resample: str = "max",
@@ -230,6 +235,7 @@ def plan(
         keep=keep,  # type: ignore[arg-type]  # which it turns into pairs
         spread=spread,
         score=score,
+        grow=grow,
         block=block,
         resample=resample,
         reach=reach,
@@ -496,10 +502,10 @@ def _with_statistics(module: RewiredModule, batches: Iterable[Any] | None) -> Re
     if batches is not None:
         norms, seen = take_statistics(module, batches, len(found.example))
         said = f"{norms} norms took their statistics anew from {seen} batches"
-    elif found.ledger.changed and is_trained(module):
+    elif not found.ledger.computes_the_same and is_trained(module):
         said = (
             "the model has been trained (its norms have seen data), and rewiring changes what it computes: train it further, "
-            "and give calibrate= some batches to begin with"
+            "and give calibrate= some batches to begin with, or take grow= to add links that leave it as it is"
         )
         _log.warning("%s", said)
     else:

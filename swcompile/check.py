@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from torch import fx, nn
 
 from swcompile.certificate import Certificate
 from swcompile.errors import SwnetError
-from swcompile.graph import Layer, LayerGraph, Run, Tap, join_runs
+from swcompile.graph import GROWN, Layer, LayerGraph, Run, Tap, join_runs
 from swcompile.metrics import Figures, channel_graph, measure
 from swcompile.modules import MASKED, RewiredModule
 from swcompile.plan import LayerWiring, Note, Plan, Promise, channel_ids, weight_left
@@ -65,12 +65,13 @@ class Side:
 
 @dataclass(frozen=True)
 class LayerCount:
-    """The links of one layer that stayed, came from elsewhere, and went."""
+    """The links of one layer that stayed, came from elsewhere, went, and were added on top."""
 
     layer: str
     kept: int
     moved: int
     pruned: int
+    grown: int = 0
 
 
 @dataclass(frozen=True)
@@ -90,8 +91,13 @@ class Ledger:
 
     @property
     def changed(self) -> bool:
-        """Whether any link moved or went."""
-        return any(count.moved or count.pruned for count in self.layers)
+        """Whether any link moved, went or was added."""
+        return any(count.moved or count.pruned or count.grown for count in self.layers)
+
+    @property
+    def computes_the_same(self) -> bool:
+        """Whether the model computes what it did: no link moved or went, and those on top start at zero."""
+        return not any(count.moved or count.pruned for count in self.layers)
 
     @property
     def links_kept(self) -> int:
@@ -100,6 +106,10 @@ class Ledger:
     @property
     def links_moved(self) -> int:
         return sum(count.moved for count in self.layers)
+
+    @property
+    def links_grown(self) -> int:
+        return sum(count.grown for count in self.layers)
 
     @property
     def links_pruned(self) -> int:
@@ -111,7 +121,7 @@ class Ledger:
         return {
             "before": self.before.as_dict(),
             "after": self.after.as_dict(),
-            "links": {"kept": self.links_kept, "moved": self.links_moved, "pruned": self.links_pruned},
+            "links": {"kept": self.links_kept, "moved": self.links_moved, "pruned": self.links_pruned, "grown": self.links_grown},
             "layers": [dataclasses.asdict(count) for count in self.layers],
             "notes": [dataclasses.asdict(note) for note in self.notes],
             "inputs": list(self.inputs),
@@ -126,7 +136,8 @@ class Ledger:
         lines = [f"{name:14} {before:>16,} {after:>16,}" for name, before, after in rows]
         figures = ("C", "L", "S", "long_range", "mean_path")
         lines += [f"{name:14} {getattr(self.before, name):>16.4f} {getattr(self.after, name):>16.4f}" for name in figures]
-        lines.append(f"links kept {self.links_kept:,}, moved {self.links_moved:,}, pruned {self.links_pruned:,}; "
+        grown = f", added {self.links_grown:,}" if self.links_grown else ""
+        lines.append(f"links kept {self.links_kept:,}, moved {self.links_moved:,}, pruned {self.links_pruned:,}{grown}; "
                      f"p asked {self.after.p_requested}, achieved {self.after.p_achieved:.4f}")  # fmt: skip
         if not self.changed:
             lines.append("NOTHING CHANGED")
@@ -161,7 +172,7 @@ def check(module: RewiredModule, plan: Plan, before: Census, example: Example, *
     `fresh` tells a plan that this version made from one that was read: another version may have cut other blocks, so there a
     different count of them is a note.
     """
-    graph, taps = before.graph, plan.taps()
+    graph, taps = before.graph, plan.reads()
     after = _reread(module, 0, example, graph)
     left, left_taps = shrink(graph, plan.outputs(), taps)
     _compare_reads(after, left, left_taps, plan.bypassed)
@@ -180,7 +191,9 @@ def check(module: RewiredModule, plan: Plan, before: Census, example: Example, *
     promised = plan.promise.params, plan.promise.macs - saved
     assert change == promised, f"the plan promised a change of {promised} parameters and MACs, the module shows {change}"
     outs = {name: wiring.out(graph.layer_by_name[name]) for name, wiring in wirings.items()}
-    layers = tuple(_count(layer, taps, masks, outs.get(layer.name, layer.out_channels), graph) for layer in graph.layers)
+    grown = {name: sum(tap.width for tap in wiring.grown) for name, wiring in wirings.items()}
+    layers = tuple(_count(layer, plan.taps(), masks, outs.get(layer.name, layer.out_channels), graph) for layer in graph.layers)
+    layers = tuple(replace(each, grown=grown.get(each.layer, 0) * graph.layer_by_name[each.layer].out_channels) for each in layers)
     notes = *plan.notes, *(Note(layer.name, _UNUSED) for layer in unused), *_miscounted(plan.promise, count, fresh)
     return Ledger(*sides, layers, notes, tuple(map(str, example)), graph.opaque)
 
@@ -265,7 +278,7 @@ def _renamed(taps: Mapping[str, Sequence[Tap]], before: Census) -> dict[str, tup
     """Return the taps by the feature names of eval mode, which does not run every layer."""
     assert before.eval_graph is not None
     return {
-        name: tuple(dataclasses.replace(tap, feature=before.eval_names[tap.feature]) for tap in found)
+        name: tuple(replace(tap, feature=before.eval_names[tap.feature]) for tap in found)
         for name, found in taps.items()
         if name in before.eval_graph.layer_by_name
     }
@@ -277,24 +290,44 @@ def _compare_reads(
     """Assert that every layer of a rewritten graph reads the very channels that the plan names, and no other layer changed."""
     index = {producer.name: place for place, producer in enumerate(before.producers)}
     seen = _without(before, dict(bypassed))
+    beside = _beside(after, before)
+    sums = _sums_of_two(after, beside)
     for layer in after.layers:
-        found = after.feature_by_name[layer.feature].runs
-        names = [after.producers[run.producer].name for run in found]
+        if layer.name not in before.layer_by_name:  # one beside another, and looked at with it
+            continue
+        found = after.runs_of([tap for one in (layer, beside.get(layer.name)) if one is not None for tap in after.reads(one)])
+        names = [sums.get(run.producer, after.producers[run.producer].name) for run in found]
         if bypassed and not index.keys() >= set(names):
             continue  # an opaque addend stayed of a sum that it reads: it has no name of its own in the original
-        real = [dataclasses.replace(run, producer=index[name]) for run, name in zip(found, names, strict=True)]
+        real = [replace(run, producer=index[name]) for run, name in zip(found, names, strict=True)]
         planned = taps.get(layer.name, before.reads(before.layer_by_name[layer.name]))
         same = _slots(real, seen, bypassed) == _slots(before.runs_of(planned), seen, bypassed)
         assert same, f"{layer.name} reads {_shown(real, before)}, the plan says {' '.join(map(str, planned))}"
 
 
+def _beside(after: LayerGraph, before: LayerGraph) -> dict[str, Layer]:
+    """Return the layers that were put beside others, by the names of these."""
+    new = (layer for layer in after.layers if layer.name not in before.layer_by_name)
+    return {layer.name.removesuffix(f".{GROWN}"): layer for layer in new}
+
+
+def _sums_of_two(after: LayerGraph, beside: Mapping[str, Layer]) -> dict[int, str]:
+    """Return the sums of a layer and the one beside it, by the name of the layer: in the original that is what is read."""
+    pairs = {(after.layer_by_name[name].producer, layer.producer): name for name, layer in beside.items()}
+    found: dict[int, str] = {}
+    for index, made in enumerate(after.producers):
+        parts = tuple(part[0].producer for part in made.parts if made.kind == "sum" and len(part) == 1)
+        if parts in pairs:
+            found[index] = pairs[parts]
+    return found
+
+
 def _without(graph: LayerGraph, bypassed: Mapping[str, int]) -> LayerGraph:
     """Return the graph with one addend left of each bypassed sum."""
     producers = (
-        dataclasses.replace(made, parts=(made.parts[bypassed[made.name]],)) if made.name in bypassed else made
-        for made in graph.producers
+        replace(made, parts=(made.parts[bypassed[made.name]],)) if made.name in bypassed else made for made in graph.producers
     )
-    return dataclasses.replace(graph, producers=tuple(producers))
+    return replace(graph, producers=tuple(producers))
 
 
 def _slots(runs: Sequence[Run], graph: LayerGraph, bypassed: object) -> list[tuple[int, int]]:
@@ -324,6 +357,7 @@ def _units(plan: Plan, graph: LayerGraph, masks: Masks) -> Promise:
         units=sum(len(site.slots) for site in sites),
         moved=sum(moved for moved, _ in counts),
         pruned=sum(pruned for _, pruned in counts),
+        grown=plan.promise.grown,
     )
 
 

@@ -281,6 +281,13 @@ def cli() -> None:
     metavar="distance|weight|norm",
     help="Which blocks a budget drops: far ones, or those that a trained model's weights need least. [default: distance]",
 )
+@click.option(
+    "--grow",
+    type=float,
+    default=0.0,
+    metavar="SHARE",
+    help="Move nothing, and add this share of long-range blocks on top at zero weight. [default: 0]",
+)
 @click.option("--verify", is_flag=True, default=False, help="Run pruned and masked model in float64, and compare them.")
 @_graph_options
 @_budget_options
@@ -338,7 +345,8 @@ def _unchanged(name: str, notes: Sequence[Any]) -> str:
 
 def _links(count: Mapping[str, int]) -> str:
     pruned = f", {count['pruned']:,} pruned" if count["pruned"] else ""
-    return f"{count['moved']:,} links moved, {count['kept']:,} kept{pruned}"
+    grown = f", {count['grown']:,} added" if count["grown"] else ""
+    return f"{count['moved']:,} links moved, {count['kept']:,} kept{pruned}{grown}"
 
 
 def _refuse_options(asked: Mapping[str, Any]) -> None:

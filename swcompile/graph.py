@@ -606,3 +606,16 @@ def unreadable(graph: LayerGraph, feature: Feature, layer: Layer, *, conv_to_lin
     elif not pooled and feature.spatial != own.spatial:
         return f"{feature.name} has tokens {feature.spatial}, {own.name} {own.spatial}"
     return None
+
+
+GROWN = "grown"
+"""What a layer beside another one is called, as a child of it."""
+
+
+def ungrowable(graph: LayerGraph, layer: Layer) -> str | None:
+    """Return why no layer can be put beside this one to add to what it makes, or None where one can."""
+    if f"{layer.name}.{GROWN}" in graph.layer_by_name:
+        return "there is a layer beside it already, from an earlier time, which can have one itself"
+    if layer.kind not in ("Conv1d", "Conv2d", "Conv3d", "Linear"):
+        return f"a {layer.kind}, beside which no second one can be put"
+    return f"in {layer.groups} groups, and links on top would join them" if layer.groups > 1 else None

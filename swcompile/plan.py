@@ -72,8 +72,8 @@ class Options:
     """What the user asked of a wiring. Every field is an argument of `swnet.transform`, which explains it.
 
     `skips`, `budget`, `init`, `conv_to_linear` and `min_in_degree` belong to the wiring `kernel`; `block`, `dead`, `reach`,
-    `spread`, `score` and the budgets (`density`, `params`, `macs`, `keep`: at most one of them) to `block`. `keep` may be given
-    as a mapping, and is kept as pairs. Raises SwnetError for a value outside its range.
+    `spread`, `score`, `grow` and the budgets (`density`, `params`, `macs`, `keep`: at most one of them) to `block`. `keep` may be
+    given as a mapping, and is kept as pairs. Raises SwnetError for a value outside its range.
     """
 
     wiring: str = "block"
@@ -84,6 +84,7 @@ class Options:
     keep: tuple[tuple[str, float], ...] = ()
     spread: str = "uniform"
     score: str = "distance"
+    grow: float = 0.0
     block: int | str = "auto"
     resample: str = "max"
     reach: str = "uniform"
@@ -118,6 +119,7 @@ class Options:
         for name in ("params", "macs"):
             self._check_budget(name)
         self._check_keep()
+        self._check_grow()
         given = [name for name in BUDGETS if getattr(self, name) != BUDGETS[name]]
         if len(given) > 1:
             raise SwnetError(f"{' and '.join(given)} were given; they are different ways to say one thing, so take at most one.")
@@ -127,6 +129,18 @@ class Options:
             raise SwnetError(
                 f"score={self.score!r} says which blocks a budget drops, and there is none; give density, params, macs or keep."
             )
+
+    def _check_grow(self) -> None:
+        if not _is_real(self.grow) or not 0 <= self.grow <= 1:
+            raise SwnetError(f"grow={shown(self.grow)} is outside [0, 1]; it is the share of input blocks that are added on top.")
+        changes = [name for name in ("p", *BUDGETS) if getattr(self, name) not in (BUDGETS.get(name, 0), "auto")]
+        if self.grow and changes:
+            raise SwnetError(
+                f"grow adds links and leaves what the model computes as it is, which {changes[0]} would change. Take one of the "
+                "two, or transform the result a second time."
+            )
+        if self.grow and self.wiring == "kernel":
+            raise SwnetError("grow does not apply to wiring='kernel', which keeps the number of links; use wiring='block'.")
 
     def _check_budget(self, name: str) -> None:
         value = getattr(self, name)
@@ -155,6 +169,11 @@ class Options:
     def prunes(self) -> bool:
         """Whether blocks may have to go."""
         return any(getattr(self, name) != default for name, default in BUDGETS.items())
+
+    @property
+    def keeps_weights(self) -> bool:
+        """Whether the weights of a trained model are to mean what they did, so that no block moves unless asked for."""
+        return self.scored or bool(self.grow)
 
     @property
     def scored(self) -> bool:
@@ -203,7 +222,8 @@ class LayerWiring:
     `taps`, concatenated in order, are the layer's new input. `columns` says which input channels of the user's weight serve
     them, in ascending order; its width is that of the taps. For link-by-link wirings `columns` is empty and `mask`, of shape
     (out_channels, sum of tap widths), marks the live links. `outputs` are the output channels that stay, where nobody reads the
-    others any more; empty where all do. Taps and columns number channels as the user's model does.
+    others any more; empty where all do. `grown` are taps that a second layer beside this one reads, whose weights start at zero
+    and whose output is added to this one's. Taps and columns number channels as the user's model does.
     """
 
     layer: str
@@ -211,10 +231,16 @@ class LayerWiring:
     columns: tuple[tuple[int, int], ...] = ()
     mask: NDArray[np.bool_] | None = None
     outputs: tuple[tuple[int, int], ...] = ()
+    grown: tuple[Tap, ...] = ()
 
     @property
     def width(self) -> int:
         return sum(tap.width for tap in self.taps)
+
+    @property
+    def reads(self) -> tuple[Tap, ...]:
+        """All that is read, what was added on top included."""
+        return (*self.taps, *self.grown)
 
     def out(self, layer: Layer) -> int:
         """Return how many output channels stay."""
@@ -223,13 +249,13 @@ class LayerWiring:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, LayerWiring):
             return NotImplemented
-        same = all(getattr(self, name) == getattr(other, name) for name in ("layer", "taps", "columns", "outputs"))
+        same = all(getattr(self, name) == getattr(other, name) for name in ("layer", "taps", "columns", "outputs", "grown"))
         if self.mask is None or other.mask is None:
             return same and self.mask is other.mask
         return same and np.array_equal(self.mask, other.mask)
 
     def __hash__(self) -> int:
-        return hash((self.layer, self.taps, self.columns, self.outputs))
+        return hash((self.layer, self.taps, self.columns, self.outputs, self.grown))
 
 
 @dataclass(frozen=True)
@@ -237,7 +263,7 @@ class Promise:
     """Counts that the rewired module must show: the check counts them again on the module itself.
 
     `units` is how many blocks (wiring `block`) or links (`kernel`) the eligible layers had, of which `moved` became taps and
-    `pruned` are gone. `params` and `macs` are the changes to the model's totals, per sample for macs.
+    `pruned` are gone, and `grown` came on top. `params` and `macs` are the changes to the model's totals, per sample for macs.
     """
 
     units: int = 0
@@ -245,6 +271,7 @@ class Promise:
     pruned: int = 0
     params: int = 0
     macs: int = 0
+    grown: int = 0
 
     @property
     def p(self) -> float:
@@ -294,6 +321,10 @@ class Plan:
         """Return what each changed layer reads."""
         return {wiring.layer: wiring.taps for wiring in self.layers}
 
+    def reads(self) -> dict[str, tuple[Tap, ...]]:
+        """Return all that each changed layer reads, what was added on top included."""
+        return {wiring.layer: wiring.reads for wiring in self.layers}
+
     def outputs(self) -> dict[str, tuple[tuple[int, int], ...]]:
         """Return the output channels that stay of each layer that loses some."""
         return {wiring.layer: wiring.outputs for wiring in self.layers if wiring.outputs}
@@ -311,12 +342,14 @@ class Plan:
             f"{self.options.asked_to_keep}, seed {self.options.seed}: "
             f"{done.moved} of {done.units - done.pruned} {unit} moved (p = {done.p:.4f})"
         )
-        lines = [head + (f", {done.pruned} {unit} pruned" if done.pruned else "")]
+        head += f", {done.pruned} {unit} pruned" if done.pruned else ""
+        lines = [head + (f", {done.grown} {unit} added" if done.grown else "")]
         for wiring in self.layers:
             shown = " ".join(map(str, wiring.taps[:12])) + (" ..." if len(wiring.taps) > 12 else "")
             live = "" if wiring.mask is None else f", {int(wiring.mask.sum())} live links"
             left = sum(stop - start for start, stop in wiring.outputs)
             lines.append(f"  {wiring.layer} reads {shown} ({wiring.width} channels{live})" + (f" and makes {left}" if left else ""))
+            lines.extend([f"    and adds {' '.join(map(str, wiring.grown[:12]))}"] if wiring.grown else [])
         lines.extend(f"  {name} is bypassed: input {index} takes its place" for name, index in self.bypassed)
         lines.extend(f"  {note}" for note in self.notes)
         return "\n".join(lines)
@@ -326,15 +359,20 @@ class Plan:
 
     def to_json(self) -> str:
         """Return the plan as JSON: the same plan gives the same text, byte for byte."""
-        names = sorted({tap.feature for wiring in self.layers for tap in wiring.taps})
+        names = sorted({tap.feature for wiring in self.layers for tap in wiring.reads})
         index = {name: place for place, name in enumerate(names)}
+
+        def plain(taps: Sequence[Tap]) -> list[list[int | str]]:
+            return [[index[tap.feature], tap.start, tap.stop, tap.resample] for tap in taps]
+
         layers = [
             {
                 "layer": wiring.layer,
-                "taps": [[index[tap.feature], tap.start, tap.stop, tap.resample] for tap in wiring.taps],
+                "taps": plain(wiring.taps),
                 "columns": [list(column) for column in wiring.columns],
                 "mask": None if wiring.mask is None else _pack(wiring.mask),
                 "outputs": [list(span) for span in wiring.outputs],
+                "grown": plain(wiring.grown),
             }
             for wiring in self.layers
         ]
@@ -497,11 +535,12 @@ class _Reader:
 
     def _wiring(self, item: dict[str, Any], names: Sequence[str], place: int) -> LayerWiring:
         key = f"layers[{place}]"
-        if set(item) != {"layer", "taps", "columns", "mask", "outputs"} or not _is_name(item["layer"]):
-            raise self._wrong(key, "an object with layer, taps, columns, mask and outputs", item)
-        if not all(isinstance(item[name], list) for name in ("taps", "columns", "outputs")):
-            raise self._wrong(key, "an object whose taps, columns and outputs are lists", item)
-        taps = tuple(self._tap(tap, names, key) for tap in item["taps"])
+        lists = ("taps", "columns", "outputs", "grown")
+        if set(item) != {"layer", "mask", *lists} or not _is_name(item["layer"]):
+            raise self._wrong(key, "an object with layer, taps, columns, mask, outputs and grown", item)
+        if not all(isinstance(item[name], list) for name in lists):
+            raise self._wrong(key, "an object whose taps, columns, outputs and grown are lists", item)
+        taps, grown = (tuple(self._tap(tap, names, f"{key}.{name}") for tap in item[name]) for name in ("taps", "grown"))
         columns, outputs = (
             tuple(
                 self._pair(span, (int, int), f"{key}.{name}") if isinstance(span, list) else self._bad(f"{key}.{name}", span)
@@ -510,19 +549,19 @@ class _Reader:
             for name in ("columns", "outputs")
         )
         mask = None if item["mask"] is None else self._mask(item["mask"], sum(tap.width for tap in taps), key)
-        return LayerWiring(item["layer"], taps, columns, mask, outputs)
+        return LayerWiring(item["layer"], taps, columns, mask, outputs, grown)
 
     def _bad(self, key: str, found: object) -> Any:
         raise self._wrong(key, "a list of pairs", found)
 
     def _tap(self, item: Any, names: Sequence[str], key: str) -> Tap:
         if not isinstance(item, list) or len(item) != 4 or not all(_is_count(value, at_least=0) for value in item[:3]):
-            raise self._wrong(f"{key}.taps", "a list of [feature, start, stop, resample]", item)
+            raise self._wrong(key, "a list of [feature, start, stop, resample]", item)
         index, start, stop, resample = item
         if index >= len(names):
-            raise SwnetError(f"In the plan, {key} taps feature number {index}; there are {len(names)}. {ALTERED}")
+            raise SwnetError(f"In the plan, {key} names feature number {index}; there are {len(names)}. {ALTERED}")
         if start >= stop or resample not in CHOICES["resample"]:
-            raise self._wrong(f"{key}.taps", "channels start < stop and a way to resample", item)
+            raise self._wrong(key, "channels start < stop and a way to resample", item)
         return Tap(names[index], start, stop, resample)
 
     def _mask(self, item: Any, width: int, key: str) -> NDArray[np.bool_]:
@@ -581,7 +620,16 @@ def weight_left(layer: Layer, wiring: LayerWiring | None) -> tuple[int, int]:
     """Return the parameters and multiply-accumulates of a layer as a wiring leaves it, or as it was."""
     if wiring is None:
         return weight_of(layer, layer.in_channels, layer.out_channels)
-    return weight_of(layer, wiring.width, wiring.out(layer), None if wiring.mask is None else int(wiring.mask.sum()))
+    own = weight_of(layer, wiring.width, wiring.out(layer), None if wiring.mask is None else int(wiring.mask.sum()))
+    beside = weight_grown(layer, wiring)
+    return own[0] + beside[0], own[1] + beside[1]
+
+
+def weight_grown(layer: Layer, wiring: LayerWiring) -> tuple[int, int]:
+    """Return the parameters and multiply-accumulates of what reads the taps that were added on top; it has no bias."""
+    width = sum(tap.width for tap in wiring.grown)
+    links = width * layer.out_channels
+    return links * layer.kernel_area + width * layer.chain_params, links * layer.kernel_area * layer.positions
 
 
 def promised_change(wirings: Sequence[LayerWiring], graph: LayerGraph, rows: Rows | None = None) -> tuple[int, int]:

@@ -2,13 +2,17 @@
 
 before: conv2 = layer2(relu1)
 after:  gathered = gather(relu1, (stem, relu1), ((1, 0, 8, "max"), (0, 8, 64, "max")), 1); conv2 = layer2(gathered)
+grown:  gathered = gather(relu1, (stem,), ((0, 0, 8, "max"),), 1); conv2 = layer2(relu1) + layer2.grown(gathered)
 """
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import math
+import operator
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,14 +22,15 @@ from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
 from swcompile.errors import SwnetError
-from swcompile.graph import Layer, LayerGraph
+from swcompile.graph import GROWN, Layer, LayerGraph, Tap
 from swcompile.modules import MASKED, gather
 from swcompile.plan import LayerWiring, Plan
 from swcompile.rows import Rows
 from swcompile.trace import Traced
 from swcompile.trace.coupling import follow
 from swcompile.trace.lines import WHERE
-from swcompile.trace.shapes import SHAPE, spec_of
+from swcompile.trace.names import name_of
+from swcompile.trace.shapes import ELSEWHERE, SHAPE, spec_of
 
 NEW = -1
 """Marks a channel that a layer's own norm has not seen before."""
@@ -60,6 +65,8 @@ def fit_modules(traced: Traced, plan: Plan) -> None:
     layers, outputs = traced.graph.layer_by_name, plan.outputs()
     for wiring in plan.layers:
         _change_module(traced.root, layers[wiring.layer], wiring, plan, traced.train_graph)
+        if wiring.grown:
+            _grow_module(traced.root, layers[wiring.layer], wiring, traced.train_graph)
     for name, spans in outputs.items():
         _drop_rows(traced.root, layers[name], torch.cat([torch.arange(start, stop) for start, stop in spans]))
     if outputs:
@@ -71,9 +78,9 @@ def fit_modules(traced: Traced, plan: Plan) -> None:
 def rewire_graphs(traced: Traced, plan: Plan, kept: Sequence[Kept] = ({}, {})) -> None:
     """Let layers read what the plan says; `kept` are, for each graph, the nodes that lose channels."""
     names = _sums_in_eval(traced, plan) | traced.eval_names
-    _rewrite_graph(traced.train_graph, traced.graph, plan, {}, kept[0])
+    _rewrite_graph(traced.root, traced.train_graph, traced.graph, plan, {}, kept[0])
     if traced.eval_graph is not None:
-        _rewrite_graph(traced.eval_graph, traced.graph, plan, names, kept[1], skip_train_only=True)
+        _rewrite_graph(traced.root, traced.eval_graph, traced.graph, plan, names, kept[1], skip_train_only=True)
 
 
 def _kept_channels(traced: Traced, plan: Plan) -> list[Kept]:
@@ -93,7 +100,13 @@ def _kept_channels(traced: Traced, plan: Plan) -> list[Kept]:
 
 
 def _rewrite_graph(
-    graph: fx.Graph, layers: LayerGraph, plan: Plan, names: Mapping[str, str], kept: Kept, skip_train_only: bool = False
+    root: nn.Module,
+    graph: fx.Graph,
+    layers: LayerGraph,
+    plan: Plan,
+    names: Mapping[str, str],
+    kept: Kept,
+    skip_train_only: bool = False,
 ) -> None:
     nodes = {node.name: node for node in graph.nodes}
     for name, chosen in plan.bypassed:
@@ -103,7 +116,10 @@ def _rewrite_graph(
         layer = layers.layer_by_name[wiring.layer]
         if layer.depthwise or (layer.train_only and skip_train_only):
             continue
-        _insert_gather(graph, nodes, _Site(wiring, layer, names), layers.feature_by_name[layer.feature].axis)
+        site, axis = _Site(wiring, layer, names), layers.feature_by_name[layer.feature].axis
+        _insert_gather(graph, nodes, site, axis)
+        if wiring.grown:
+            _insert_grown(root, graph, nodes, site, axis)
     _renumber(graph, kept)
     graph.lint()
 
@@ -182,14 +198,63 @@ def _bypass(nodes: dict[str, fx.Node], name: str, kept: int) -> None:
 
 def _insert_gather(graph: fx.Graph, nodes: Mapping[str, fx.Node], site: _Site, axis: int) -> None:
     own = nodes[site(site.layer.feature)]
-    reader = nodes[site((site.layer.chain or (site.layer.node,))[0])]
-    sources = list(dict.fromkeys(nodes[site(tap.feature)] for tap in site.wiring.taps))
-    taps = tuple((sources.index(nodes[site(tap.feature)]), tap.start, tap.stop, tap.resample) for tap in site.wiring.taps)
-    if len(taps) == 1 and sources[0] is own and site.wiring.width == site.layer.in_channels:
+    taps = site.wiring.taps
+    if len(taps) == 1 and nodes[site(taps[0].feature)] is own and site.wiring.width == site.layer.in_channels:
         return
-    with graph.inserting_before(reader):
-        gathered = graph.call_function(gather, (own, tuple(sources), taps, axis))
-    reader.replace_input_with(own, gathered)
+    gathered = _gathered(graph, nodes, site, taps, axis)
+    nodes[site((site.layer.chain or (site.layer.node,))[0])].replace_input_with(own, gathered)
+
+
+def _gathered(graph: fx.Graph, nodes: Mapping[str, fx.Node], site: _Site, taps: Sequence[Tap], axis: int) -> fx.Node:
+    """Put a gather in front of a layer and its chain."""
+    own = nodes[site(site.layer.feature)]
+    sources = list(dict.fromkeys(nodes[site(tap.feature)] for tap in taps))
+    read = tuple((sources.index(nodes[site(tap.feature)]), tap.start, tap.stop, tap.resample) for tap in taps)
+    with graph.inserting_before(nodes[site((site.layer.chain or (site.layer.node,))[0])]):
+        return graph.call_function(gather, (own, tuple(sources), read, axis))
+
+
+def _beside(root: nn.Module, layer: Layer, place: int, node: fx.Node) -> Any:
+    """Return what the chain of a grown layer calls where its reader's own calls `node`; None for a dropout."""
+    path = f"{layer.name}.{GROWN}.chain{place}"
+    dropped = (
+        name_of(node.target).rpartition(".")[2] if node.op != "call_module" else type(root.get_submodule(str(node.target))).__name__
+    )
+    if "dropout" in dropped.lower():
+        return None
+    with suppress(AttributeError):
+        root.get_submodule(path)
+        return path
+    return node.target
+
+
+def _insert_grown(root: nn.Module, graph: fx.Graph, nodes: dict[str, fx.Node], site: _Site, axis: int) -> None:
+    """Add what the layer beside this one makes of the grown taps, behind a chain like this one's.
+
+    A dropout is left out of it: it would draw random numbers, and so change what the others draw.
+    """
+    layer = nodes[site(site.layer.node)]
+    value = _gathered(graph, nodes, site, site.wiring.grown, axis)
+    width = sum(tap.width for tap in site.wiring.grown)
+    for place, name in enumerate(site.layer.chain):
+        node = nodes[site(name)]
+        target = _beside(root, site.layer, place, node)
+        if target is None:
+            continue
+        with graph.inserting_before(layer):
+            value = graph.node_copy(node, dict.fromkeys(node.all_input_nodes, value).__getitem__)
+        spec = spec_of(node)
+        assert spec is not None
+        value.target = target
+        value.meta[SHAPE] = replace(spec, shape=(*spec.shape[:axis], width, *spec.shape[axis + 1 :]))
+    with graph.inserting_after(layer):
+        beside = graph.call_module(f"{site.layer.name}.{GROWN}", (value,))
+    with graph.inserting_after(beside):
+        total = graph.call_function(operator.add, (layer, beside))
+    layer.replace_all_uses_with(total, delete_user_cb=lambda user: user is not total)
+    for node in (beside, total):
+        node.meta.update({key: layer.meta[key] for key in (SHAPE, ELSEWHERE) if key in layer.meta})
+    nodes[layer.name] = total
 
 
 def _change_module(root: nn.Module, layer: Layer, wiring: LayerWiring, plan: Plan, graph: fx.Graph) -> None:
@@ -208,6 +273,37 @@ def _change_module(root: nn.Module, layer: Layer, wiring: LayerWiring, plan: Pla
     for name in layer.chain:
         if name in targets:
             _refit_norm(root.get_submodule(targets[name]), index)
+
+
+def _grow_module(root: nn.Module, layer: Layer, wiring: LayerWiring, graph: fx.Graph) -> None:
+    """Put a layer of zeros beside this one, which reads the grown taps, with norms of its own for them."""
+    module: Any = root.get_submodule(layer.name)
+    kind: Any = getattr(nn, layer.kind)
+    if type(module) is not kind:
+        raise SwnetError(
+            f"{layer.name} is a {layer.kind} of the model's own, beside which no other can be put. Name it in leaf_modules."
+        )
+    width = sum(tap.width for tap in wiring.grown)
+    sizes = ("kernel_size", "stride", "padding", "dilation", "padding_mode") if layer.kernel_size else ()
+    beside = kind(width, layer.out_channels, **{name: getattr(module, name) for name in sizes}, bias=False, device="meta")
+    beside.weight = _parameter(module.weight, module.weight.new_zeros(beside.weight.shape)).requires_grad_(True)
+    module.add_module(GROWN, beside)
+    targets = {node.name: str(node.target) for node in graph.nodes if node.op == "call_module"}
+    for place, name in enumerate(layer.chain):
+        known = root.get_submodule(targets[name]) if name in targets else nn.Identity()
+        if _by_channel(known):
+            fresh: Any = copy.deepcopy(known)
+            _refit_norm(fresh, torch.full((width,), NEW))
+            if getattr(fresh, "num_batches_tracked", None) is not None:
+                fresh.num_batches_tracked.zero_()
+            beside.add_module(f"chain{place}", fresh)
+    beside.train(module.training)
+
+
+def _by_channel(module: nn.Module) -> bool:
+    """Whether a module of a chain has numbers for each channel: a norm, or a PReLU with more than one slope."""
+    own = isinstance(module, nn.modules.batchnorm._NormBase)
+    return own or any(parameter.numel() > 1 for parameter in module.parameters())
 
 
 def _slice_weight(root: nn.Module, layer: Layer, columns: Tensor) -> None:

@@ -9,8 +9,8 @@ from itertools import pairwise
 import numpy as np
 
 from swcompile.errors import SwnetError
-from swcompile.graph import Feature, Layer, LayerGraph, Tap, unreadable
-from swcompile.plan import AGAIN, P_POLICIES, LayerWiring, Plan, channel_ids, own_taps, promised_change
+from swcompile.graph import Feature, Layer, LayerGraph, Tap, ungrowable, unreadable
+from swcompile.plan import AGAIN, P_POLICIES, LayerWiring, Options, Plan, channel_ids, own_taps, promised_change
 from swcompile.rows import Rows
 
 
@@ -32,7 +32,7 @@ def verify(plan: Plan, graph: LayerGraph) -> None:
             f"The plan wires a layer twice, {Counter(names).most_common(1)[0][0]}; one wiring a layer is allowed. {AGAIN}"
         )
     for wiring in plan.layers:
-        _verify_layer(wiring, graph, plan.options.conv_to_linear)
+        _verify_layer(wiring, graph, plan.options)
     _verify_outputs(plan, graph)
     _verify_masks(plan)
     _verify_bypassed(plan, graph)
@@ -92,14 +92,16 @@ def _verify_counts(plan: Plan, graph: LayerGraph) -> None:
     if asked not in P_POLICIES if isinstance(asked, str) else not 0 <= asked <= 1:
         raise SwnetError(f"The plan says that p={asked!r} was asked for, which is neither a policy nor in [0, 1]. {AGAIN}")
     moves = any(tap.feature != graph.layer_by_name[wiring.layer].feature for wiring in plan.layers for tap in wiring.taps)
-    sound = 0 <= done.moved <= done.units - done.pruned and done.pruned >= 0
+    grows = any(wiring.grown for wiring in plan.layers)
+    sound = 0 <= done.moved <= done.units - done.pruned and done.pruned >= 0 and (done.grown > 0) is grows
     if not sound or (moves and not done.moved):
         raise SwnetError(
-            f"The plan promises {done.moved} moved and {done.pruned} pruned of {done.units}, which its wirings are not. {AGAIN}"
+            f"The plan promises {done.moved} moved, {done.pruned} pruned and {done.grown} added to {done.units}, which its wirings "
+            f"are not. {AGAIN}"
         )
 
 
-def _verify_layer(wiring: LayerWiring, graph: LayerGraph, conv_to_linear: bool) -> None:
+def _verify_layer(wiring: LayerWiring, graph: LayerGraph, options: Options) -> None:
     layer = graph.layer_by_name.get(wiring.layer)
     if layer is None:
         raise SwnetError(f"The plan wires a layer {wiring.layer!r}, which the model does not have. {AGAIN}")
@@ -107,13 +109,17 @@ def _verify_layer(wiring: LayerWiring, graph: LayerGraph, conv_to_linear: bool) 
         raise SwnetError(f"The plan wires {layer.name}, which cannot be rewired: {layer.refused}. {AGAIN}")
     if not wiring.taps:
         raise SwnetError(f"The plan leaves {layer.name} without any input. {AGAIN}")
-    for tap in wiring.taps:
+    if wiring.grown and (ungrowable(graph, layer) is not None or not options.grow):
+        raise SwnetError(
+            f"The plan adds links to {layer.name}: {ungrowable(graph, layer) or 'its options do not say grow'}. {AGAIN}"
+        )
+    for tap in wiring.reads:
         feature = graph.feature_by_name.get(tap.feature)
         if feature is None:
             raise SwnetError(f"In the plan, {layer.name} taps a feature {tap.feature!r}, which the model does not have. {AGAIN}")
         if tap.stop > feature.channels:
             raise SwnetError(f"In the plan, {layer.name} taps {tap}; {tap.feature} has {feature.channels} channels. {AGAIN}")
-        reason = None if tap.feature == layer.feature else unreadable(graph, feature, layer, conv_to_linear=conv_to_linear)
+        reason = None if tap.feature == layer.feature else unreadable(graph, feature, layer, conv_to_linear=options.conv_to_linear)
         if reason is not None:
             raise SwnetError(f"In the plan, {layer.name} cannot tap {tap}: {reason}. {AGAIN}")
     _verify_sources(wiring, graph)
@@ -135,6 +141,7 @@ def _reads_its_own(wiring: LayerWiring, layer: Layer, graph: LayerGraph) -> bool
         (bool(wiring.outputs) or follows)
         and (whole or follows)
         and wiring.mask is None
+        and not wiring.grown
         and wiring.taps == own_taps(layer, wiring.columns)
     )
 
@@ -142,8 +149,8 @@ def _reads_its_own(wiring: LayerWiring, layer: Layer, graph: LayerGraph) -> bool
 def _verify_sources(wiring: LayerWiring, graph: LayerGraph) -> None:
     """Refuse a channel that is read in two slots, through one feature or through two (a concatenation and a piece of it)."""
     seen: dict[tuple[int, int], Tap] = {}
-    sources = {name: _sources(graph.feature_by_name[name]) for name in {tap.feature for tap in wiring.taps}}
-    for tap in wiring.taps:
+    sources = {name: _sources(graph.feature_by_name[name]) for name in {tap.feature for tap in wiring.reads}}
+    for tap in wiring.reads:
         for source in sources[tap.feature][tap.start : tap.stop]:
             other = seen.setdefault(source, tap)
             if other is not tap:

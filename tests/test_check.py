@@ -256,7 +256,7 @@ def test_what_users_annotate_is_public() -> None:
 def test_for_machines_it_is_plain_json() -> None:
     found = ledger(p=0.3)
     again = json.loads(json.dumps(found.as_dict(), allow_nan=False))
-    assert again["links"] == {"kept": found.links_kept, "moved": found.links_moved, "pruned": 0}
+    assert again["links"] == {"kept": found.links_kept, "moved": found.links_moved, "pruned": 0, "grown": 0}
     assert again["before"]["params"] == found.before.params
     assert again["inputs"] == ["2x3x8x8"]
 

@@ -37,4 +37,4 @@ def wire(graph: LayerGraph, options: Options, scores: Scores = NO_SCORES) -> Pla
     return replace(plan, requested_p=options.p, notes=(*plan.notes, Note("*", why)))
 
 
-_TRAINED = "p='auto' chose 0: where scores decide, the weights are trained, and would mean nothing to other maps"
+_TRAINED = "p='auto' chose 0: the weights of a trained model would mean nothing to other maps"

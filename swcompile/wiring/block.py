@@ -17,8 +17,8 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from swcompile.graph import LayerGraph, Tap
-from swcompile.plan import BUDGETS, LayerWiring, Note, Options, Plan, Promise, promised_change, without_unread
+from swcompile.graph import LayerGraph, Tap, ungrowable
+from swcompile.plan import BUDGETS, LayerWiring, Note, Options, Plan, Promise, own_taps, promised_change, without_unread
 from swcompile.rows import Rows
 from swcompile.shrink import kept_channels
 from swcompile.wiring.alive import Watch, live_layers
@@ -106,6 +106,8 @@ class BlockWiring:
 
     def plan(self, p: float, *, fill: bool = True) -> Plan:
         """Return the plan for one p; without `fill` it may stay further below a budget, as is enough for a curve."""
+        if self.options.grow:
+            return self._grown(p)
         wanted = apportion(p, [kept.count for kept in self.kept], [site.layer.groups for site in self.sites])
         drawn = self._draw(wanted)
         moves, readers, allowed = self._repaired(drawn)
@@ -120,6 +122,29 @@ class BlockWiring:
         notes += self._summary(p, promise, readers, allowed)
         notes += self._pruned(wirings, change) if self.asked.prunes else []
         return Plan(self.graph.fingerprint, replace(self.asked, p=float(p)), self.asked.p, wirings, promise, tuple(notes))
+
+    def _grown(self, p: float) -> Plan:
+        """Return the plan that adds blocks on top of all that layers read."""
+        barred = [ungrowable(self.graph, site.layer) for site in self.sites]
+        sizes = [0 if why else len(site.slots) for site, why in zip(self.sites, barred, strict=True)]
+        wanted = apportion(self.options.grow, sizes, [1] * len(sizes))
+        drawn = self._draw(wanted)
+        wirings = tuple(self._growing(place, drawn) for place in sorted({move.site for move in drawn}))
+        notes = [Note(site.layer.name, why) for site, why in zip(self.sites, barred, strict=True) if why]
+        for place, count in enumerate(np.bincount([move.site for move in drawn], minlength=len(wanted)).tolist()):
+            if count < wanted[place]:
+                text = f"{count} of {wanted[place]} blocks can be added: earlier maps fill no more"
+                notes.append(Note(self.sites[place].layer.name, text))
+        params, macs = promised_change(wirings, self.graph, self._rows)
+        promise = Promise(units=sum(len(site.slots) for site in self.sites), grown=len(drawn), params=params, macs=macs)
+        options = replace(self.asked, p=float(p))
+        return Plan(self.graph.fingerprint, options, self.asked.p, wirings, promise, (*self.refused, *self.notes, *notes))
+
+    def _growing(self, place: int, drawn: Sequence[Move]) -> LayerWiring:
+        site, whole = self.sites[place], ((0, self.sites[place].layer.in_channels),)
+        pieces = [piece for move in drawn if move.site == place for piece in move.pieces]
+        grown = self._taps([self.atlas.best_view(piece, site.kind, site.layer) for piece in pieces])
+        return LayerWiring(site.layer.name, own_taps(site.layer, whole, self.options.resample), whole, grown=grown)
 
     def _read_through_moves(self, moves: Sequence[Move]) -> list[set[int]]:
         """Return the slots of each site whose maps it reads through a move already, as a dense layer may its far ones."""
@@ -267,9 +292,13 @@ class BlockWiring:
             else:
                 taps.append(own[:3])
             columns.append((own.start, own.stop))
+        return LayerWiring(
+            site.layer.name, self._taps(taps), tuple((start, stop) for _, start, stop in _joined([(0, *c) for c in columns]))
+        )
+
+    def _taps(self, columns: Sequence[tuple[int, int, int]]) -> tuple[Tap, ...]:
         names, resample = self.atlas.names, self.options.resample
-        read = tuple(Tap(names[feature], start, stop, resample) for feature, start, stop in _joined(taps))
-        return LayerWiring(site.layer.name, read, tuple((start, stop) for _, start, stop in _joined([(0, *c) for c in columns])))
+        return tuple(Tap(names[feature], start, stop, resample) for feature, start, stop in _joined(columns))
 
     def _shortfalls(self, wanted: Sequence[int], drawn: Sequence[Move], moves: Sequence[Move]) -> list[Note]:
         """Say of each layer that moves less than its share why it does."""

@@ -131,7 +131,7 @@ def resolve(graph: LayerGraph, options: Options, scores: Scores = NO_SCORES) -> 
     """Replace a policy by the p that it chooses. Returns the curve as well, None where it took none to choose."""
     if not isinstance(options.p, str):
         return options, None
-    if options.p == "auto" and options.scored:
+    if options.p == "auto" and options.keeps_weights:
         return replace(options, p=0.0), None
     curve = sweep(graph, options, scores=scores)
     return replace(options, p=choose_p(curve, options.p)), curve

@@ -125,7 +125,7 @@ def command_options(draw: Random, subject: Subject, sandbox: Sandbox) -> Attempt
 
 
 OPTIONS = (
-    "--p --density --score --wiring --block --resample --reach --seed --dead --leaf --skips --params --macs --keep --spread "
+    "--p --density --score --grow --wiring --block --resample --reach --seed --dead --leaf --skips --params --macs --keep --spread "
     "--budget --init --min-in-degree --points --entry --input --plan --nothing"
 ).split()
 VALUES = (

@@ -48,6 +48,17 @@ def rewire(draw: Random, document: dict[str, Any], subject: Subject) -> None:
     layer["taps"] = taps if not left or draw.random() < 0.2 else layer["taps"]
 
 
+def grow(draw: Random, document: dict[str, Any], subject: Subject) -> None:
+    """Let a layer read some taps drawn anywhere on top, and mostly say so in the options."""
+    layer = _layer(draw, document)
+    for _ in range(draw.randint(1, 3)):
+        feature = draw.choice(subject.graph.features)
+        start = draw.randrange(feature.channels)
+        layer["grown"].append([_index(document, feature.name), start, draw.randint(start, feature.channels), "max"])
+    if draw.random() < 0.8:
+        document["options"] |= {"grow": 0.5, "p": 0}
+
+
 def straighten(draw: Random, document: dict[str, Any], subject: Subject) -> None:
     """Let a layer read what it reads in the model, in one tap or in pieces, in order or not."""
     layer = _layer(draw, document)
@@ -139,6 +150,7 @@ def choose(draw: Random, document: dict[str, Any], subject: Subject) -> None:
             ("keep", [["body*"], 3]),
             ("spread", "erk"),
             ("score", "weight"),
+            ("grow", 0.5),
             ("seed", (1 << 63) - 1),
             ("p", 0),
             ("p", 1),
@@ -178,6 +190,7 @@ CHANGES: tuple[Change, ...] = (
     rewire,
     rewire,
     rewire,
+    grow,
     straighten,
     shift,
     cut,
@@ -214,4 +227,5 @@ def fulfil(document: dict[str, Any], subject: Subject) -> bool:
         return False
     promised = document["promise"]
     document["promise"] = {**promised, "params": params, "macs": macs, "moved": max(1, promised["moved"])}
+    document["promise"]["grown"] = sum(bool(wiring.grown) for wiring in layers)
     return True
