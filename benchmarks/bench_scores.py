@@ -1,6 +1,6 @@
 """Which score finds what a trained network can spare? A ResNet-20 trained on CIFAR-10, pruned to half its multiply-accumulates.
 
-    python -m benchmarks.bench_scores                  needs `make data` and pip install 'swcompile[pruning]'; an hour and a half on one core
+    python -m benchmarks.bench_scores                  needs `make data`, pip install 'swcompile[pruning]', 1.5 hours on a core
     python -m benchmarks.bench_scores --epochs 200     as networks of this kind are trained; for a GPU
 
 Trained once: the weights stay in the data folder. Each arm prunes the same weights to the same budget, and is evaluated as it is,
