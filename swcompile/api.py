@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -19,7 +20,7 @@ from swcompile import store
 from swcompile.calibrate import calibrate as take_statistics
 from swcompile.calibrate import is_trained
 from swcompile.certificate import certify
-from swcompile.check import Ledger, census, check
+from swcompile.check import Census, Ledger, census, check, masks_of, remasked
 from swcompile.collector import collector_paused
 from swcompile.errors import NothingToDoError, SwnetError, first_line
 from swcompile.graph import Coupling, LayerGraph
@@ -45,11 +46,15 @@ _log = logging.getLogger("swcompile")
 
 @dataclass(frozen=True)
 class Record:
-    """What a rewired module remembers: the plan it carries out, the inputs it was traced with, and its ledger."""
+    """What a rewired module remembers: the plan it carries out, the inputs it was traced with, and its ledger.
+
+    `census` is the original as counted, kept where masks may come to be others in training.
+    """
 
     plan: Plan
     example: Example
     ledger: Ledger
+    census: Census | None = None
 
     @property
     def example_shapes(self) -> tuple[tuple[tuple[int, ...], torch.dtype], ...]:
@@ -346,13 +351,22 @@ def ledger(module: nn.Module) -> Ledger:
 
 
 def record(module: nn.Module) -> Record:
-    """Return the plan, example and ledger of a rewired module. Raises SwnetError for any other module."""
+    """Return the plan, example and ledger of a rewired module, by its masks of now. Raises SwnetError for any other module."""
     found = getattr(module, "swcompile", None)
     if not isinstance(found, Record):
         raise SwnetError(
             f"This {type(module).__name__} was not made by swnet.transform, swnet.apply or swnet.load; it has no ledger."
         )
-    return found
+    if found.census is None or not isinstance(module, RewiredModule):
+        return found
+    masks = masks_of(module, found.census.graph)
+    if all(np.array_equal(mask, masks[name]) for name, mask in found.plan.masks().items()):
+        return found
+    plan = remasked(found.plan, found.census.graph, masks)
+    counted = check(module, plan, found.census, found.example)
+    module.swcompile = replace(found, plan=plan, ledger=replace(counted, certificate=found.ledger.certificate))
+    current: Record = module.swcompile
+    return current
 
 
 def save(module: nn.Module, folder: str | Path, *, force: bool = False) -> None:
@@ -492,7 +506,8 @@ def _carry_out(traced: Traced, made: Plan, *, fresh: bool = False) -> RewiredMod
         optimize(graph)
     restore_in_place(traced)
     module = RewiredModule.assemble(traced.root, traced.train_graph, traced.eval_graph)
-    module.swcompile = Record(made, traced.example, check(module, made, counted, traced.example, fresh=fresh))
+    ledger = check(module, made, counted, traced.example, fresh=fresh)
+    module.swcompile = Record(made, traced.example, ledger, counted if made.masks() else None)
     return module
 
 

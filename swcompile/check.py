@@ -179,7 +179,7 @@ def check(module: RewiredModule, plan: Plan, before: Census, example: Example, *
     if before.eval_graph is not None and not plan.bypassed:  # which sums eval mode bypasses, only the rewriting knows
         evaluated = _reread(module, 1, example, before.eval_graph)
         _compare_reads(evaluated, *shrink(before.eval_graph, plan.outputs(), _renamed(taps, before)), ())
-    masks = _masks(module, graph)
+    masks = masks_of(module, graph)
     _compare_masks(masks, plan)
     unused = [layer for layer in graph.layers if layer.name not in after.layer_by_name]
     count = _units(plan, graph, masks)
@@ -263,7 +263,7 @@ def _macs(layers: Sequence[Layer], masks: Masks) -> int:
     )
 
 
-def _masks(module: nn.Module, graph: LayerGraph) -> dict[str, NDArray[np.bool_]]:
+def masks_of(module: nn.Module, graph: LayerGraph) -> dict[str, NDArray[np.bool_]]:
     """Return the masks that the module's layers really hold, as (out, in)."""
     found = {}
     for layer in graph.layers:
@@ -272,6 +272,13 @@ def _masks(module: nn.Module, graph: LayerGraph) -> dict[str, NDArray[np.bool_]]
         if mask is not None:
             found[layer.name] = np.asarray(mask.cpu().reshape(mask.shape[0], mask.shape[1]).numpy(), np.bool_)
     return found
+
+
+def remasked(plan: Plan, graph: LayerGraph, masks: Masks) -> Plan:
+    """Return a plan with other masks of as many live links, and what it promises of them."""
+    layers = tuple(replace(wiring, mask=masks.get(wiring.layer)) for wiring in plan.layers)
+    made = replace(plan, layers=layers)
+    return replace(made, promise=replace(plan.promise, moved=_moved_links(made, graph, masks)))
 
 
 def _renamed(taps: Mapping[str, Sequence[Tap]], before: Census) -> dict[str, tuple[Tap, ...]]:
@@ -371,18 +378,23 @@ def _moved_blocks(site: Site, wiring: LayerWiring, graph: LayerGraph) -> tuple[i
 
 
 def _moved_links(plan: Plan, graph: LayerGraph, masks: Masks) -> int:
-    """Return how many live links of masked layers were not theirs at the start, dense links stripped with the shortcuts."""
+    """Return how many live links of masked layers were not theirs at the start."""
+    return sum(int(masks[name][:, ~own].sum()) for name, own in own_columns(plan, graph).items())
+
+
+def own_columns(plan: Plan, graph: LayerGraph) -> dict[str, NDArray[np.bool_]]:
+    """Return which columns of each masked layer were its own at the start, dense links stripped with the shortcuts."""
     stripped = plan.options.skips == "remove"
     start = without_dense_links(without_skips(graph)[0]) if stripped else {}
-    moved = 0
+    found: dict[str, NDArray[np.bool_]] = {}
     for wiring in plan.layers:
         layer = graph.layer_by_name[wiring.layer]
         own = start.get(layer.name, np.ones(layer.in_channels, np.bool_))
         parts = [
             own[tap.start : tap.stop] if tap.feature == layer.feature else np.zeros(tap.width, np.bool_) for tap in wiring.taps
         ]
-        moved += int(masks[layer.name][:, ~np.concatenate(parts)].sum())
-    return moved
+        found[layer.name] = np.concatenate(parts)
+    return found
 
 
 def _count(layer: Layer, taps: Mapping[str, Sequence[Tap]], masks: Masks, out: int, graph: LayerGraph) -> LayerCount:

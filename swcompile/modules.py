@@ -102,16 +102,27 @@ def gather(like: Tensor, sources: Sequence[Tensor], taps: Sequence[tuple[int, in
 
 
 # The masked layers form weight * mask in every forward, so that gradients, and with them momentum and weight decay, are exactly
-# zero at masked places whatever the optimizer; the mask is a buffer, and so part of the state dict.
+# zero at masked places whatever the optimizer; the mask is a buffer, and so part of the state dict. `watch`, where it is set, is
+# given the gradient of that product, which has one at masked places too: what swcompile.rewirer grows links by.
+
+Watch = Callable[[Tensor], None]
+
+
+def _live(weight: Tensor, mask: Tensor, watch: Watch | None) -> Tensor:
+    product = weight * mask
+    if watch is not None and product.requires_grad:
+        product.register_hook(watch)  # type: ignore[no-untyped-call]
+    return product
 
 
 class MaskedConv1d(nn.Conv1d):
     """A Conv1d over a gathered union, of which `mask` (out, in, 1) marks the live links."""
 
     mask: Tensor
+    watch: Watch | None = None
 
     def forward(self, input: Tensor) -> Tensor:
-        out: Tensor = self._conv_forward(input, self.weight * self.mask, self.bias)
+        out: Tensor = self._conv_forward(input, _live(self.weight, self.mask, self.watch), self.bias)
         return out
 
 
@@ -119,9 +130,10 @@ class MaskedConv2d(nn.Conv2d):
     """A Conv2d over a gathered union, of which `mask` (out, in, 1, 1) marks the live links."""
 
     mask: Tensor
+    watch: Watch | None = None
 
     def forward(self, input: Tensor) -> Tensor:
-        out: Tensor = self._conv_forward(input, self.weight * self.mask, self.bias)
+        out: Tensor = self._conv_forward(input, _live(self.weight, self.mask, self.watch), self.bias)
         return out
 
 
@@ -129,9 +141,10 @@ class MaskedConv3d(nn.Conv3d):
     """A Conv3d over a gathered union, of which `mask` (out, in, 1, 1, 1) marks the live links."""
 
     mask: Tensor
+    watch: Watch | None = None
 
     def forward(self, input: Tensor) -> Tensor:
-        out: Tensor = self._conv_forward(input, self.weight * self.mask, self.bias)
+        out: Tensor = self._conv_forward(input, _live(self.weight, self.mask, self.watch), self.bias)
         return out
 
 
@@ -139,9 +152,10 @@ class MaskedLinear(nn.Linear):
     """A Linear over a gathered union, of which `mask` (out, in) marks the live links."""
 
     mask: Tensor
+    watch: Watch | None = None
 
     def forward(self, input: Tensor) -> Tensor:
-        return functional.linear(input, self.weight * self.mask, self.bias)
+        return functional.linear(input, _live(self.weight, self.mask, self.watch), self.bias)
 
 
 MASKED: dict[type[nn.Module], type[Any]] = {

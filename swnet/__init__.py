@@ -4,5 +4,6 @@ from swcompile.api import analyze, apply, ledger, load, plan, save, transform
 from swcompile.check import Ledger
 from swcompile.errors import SwnetError
 from swcompile.plan import Plan
+from swcompile.rewirer import Rewirer
 
-__all__ = ["Ledger", "Plan", "SwnetError", "analyze", "apply", "ledger", "load", "plan", "save", "transform"]
+__all__ = ["Ledger", "Plan", "Rewirer", "SwnetError", "analyze", "apply", "ledger", "load", "plan", "save", "transform"]

@@ -32,6 +32,7 @@ ORDER = (
     "modelfile",
     "store",
     "api",
+    "rewirer",
     "tables",
     "cli",
 )
@@ -106,4 +107,4 @@ def test_the_public_package_only_hands_on_names() -> None:
     names = {alias.name for node in tree.body if isinstance(node, ast.ImportFrom) for alias in node.names}
     assert isinstance(tree.body[-1], ast.Assign)
     assert sorted(names) == ast.literal_eval(tree.body[-1].value)
-    assert len(names) <= 10
+    assert len(names) <= 13  # those of the design, Rewirer among them, and the two classes that type hints need
