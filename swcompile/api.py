@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 from swcompile import store
 from swcompile.calibrate import calibrate as take_statistics
 from swcompile.calibrate import is_trained
-from swcompile.certificate import certify
+from swcompile.certificate import certify, certify_masks
 from swcompile.check import Census, Ledger, census, check, masks_of, remasked
 from swcompile.collector import collector_paused
 from swcompile.errors import NothingToDoError, SwnetError, first_line
@@ -140,7 +140,8 @@ def transform(
             that score lowest by "weight", "norm", "taylor" or "correlation" (swcompile.scores), and then p="auto" is 0.
         grow: instead of moving links, the share of input blocks that are added on top, long-range, at zero weight: what the model
             computes stays the same to the bit until it is trained on.
-        wiring: "block" (one wiring per layer, in blocks of channels) or "kernel" (link by link, as in the SWNet paper, masked).
+        wiring: "block" (one wiring per layer, in blocks of channels), "kernel" (link by link, as in the SWNet paper, masked), or
+            "tile" (in blocks of outputs and inputs, masked, of which at most half stay: for block-sparse kernels).
         block: channels per block, "auto" or "producer" (all channels of a producer).
         resample: how larger feature maps shrink to the reader's size: "max", "avg" or "stride".
         reach: how far taps reach: "uniform", "near" or "far".
@@ -150,7 +151,8 @@ def transform(
         skips, budget, init, conv_to_linear, min_in_degree: for wiring "kernel"; see swcompile.wiring.kernel.
         batches, loss_fn: what to score by: batches of inputs and targets, gone through once, for "taylor" and "correlation", and
             for "taylor" a function of the output and the targets. Ranks with other batches get other plans: give all the same.
-        verify: whether to run the pruned model and a masked one in float64 and compare them (swcompile.certificate).
+        verify: whether to run the pruned model and a masked one, or a masked model and its live links alone, in float64 and compare
+            them (swcompile.certificate).
         calibrate: batches (tensors, or tuples that begin with the model's inputs, such as a DataLoader's) from which the norms of
             a trained model take their statistics anew.
         leaf_modules: paths or classes of modules to leave as they are, with whatever layers lie inside.
@@ -532,7 +534,8 @@ def _with_statistics(module: RewiredModule, batches: Iterable[Any] | None) -> Re
 def _certified(model: object, module: RewiredModule, example_inputs: object) -> RewiredModule:
     """Return the module with a certificate in its ledger."""
     found: Record = module.swcompile
-    if not found.ledger.links_pruned or found.plan.masks():
+    masked = bool(found.plan.masks())
+    if not found.ledger.links_pruned and not masked:
         raise SwnetError("verify=True compares removed channels with masked ones, and none were removed. Leave it out.")
     if any(parameter.is_meta for parameter in module.parameters()):
         raise SwnetError(
@@ -540,7 +543,10 @@ def _certified(model: object, module: RewiredModule, example_inputs: object) -> 
         )
     given = _inputs(model, example_inputs)
     inputs = found.example if given is None else given if isinstance(given, tuple) else (given,)
-    certificate = certify(coupled(trace(_module(model), given, found.plan.leaves)), found.plan, module, inputs)
+    if masked:
+        certificate = certify_masks(module, inputs)
+    else:
+        certificate = certify(coupled(trace(_module(model), given, found.plan.leaves)), found.plan, module, inputs)
     module.swcompile = replace(found, ledger=replace(found.ledger, certificate=certificate))
     return module
 
@@ -548,8 +554,8 @@ def _certified(model: object, module: RewiredModule, example_inputs: object) -> 
 def _refuse_masks_without_memory(traced: Traced, made: Plan) -> None:
     if made.masks() and any(parameter.is_meta for parameter in traced.root.parameters()):
         raise SwnetError(
-            "The model is on the meta device, where tensors have no values, and wiring='kernel' marks live links by values. Give "
-            "it memory first, model.to_empty(device='cpu'), or only plan: swnet.plan needs none."
+            f"The model is on the meta device, where tensors have no values, and wiring={made.options.wiring!r} marks live links "
+            "by values. Give it memory first, model.to_empty(device='cpu'), or only plan: swnet.plan needs none."
         )
 
 

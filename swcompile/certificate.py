@@ -2,13 +2,14 @@
 
 Two modules are run in float64 and their outputs, gradients and buffers compared: the pruned one, and a reference that keeps every
 channel, reads what the pruned one reads, and has zeros in the weights of the input channels that were dropped. Nothing of the
-reference was removed, so it shows what removal should have come to.
+reference was removed, so it shows what removal should have come to. A masked module is compared with dense layers over what its
+live links read, as a sparse kernel would compute it.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,7 +20,7 @@ from torch.utils import _pytree as pytree
 
 from swcompile.errors import SwnetError, first_line
 from swcompile.graph import Layer, Tap
-from swcompile.modules import RewiredModule
+from swcompile.modules import MASKED, RewiredModule
 from swcompile.plan import LayerWiring, Plan, own_taps
 from swcompile.rewrite import fit_modules, rewire_graphs
 from swcompile.rows import mask_of
@@ -37,17 +38,20 @@ SMALL = 1e-3
 class Certificate:
     """The largest differences found between the pruned module and the masked one, in float64.
 
-    `modes` are those that were compared: train mode is left out where it draws random numbers, of which fewer channels draw fewer.
+    With `masks`, between the masked module and the live links alone. `modes` are those that were compared: train mode is left out
+    where it draws random numbers, of which fewer channels draw fewer.
     """
 
     modes: tuple[str, ...]
     outputs: float
     gradients: float
     buffers: float
+    masks: bool = False
 
     def __str__(self) -> str:
         worst = max(self.outputs, self.gradients, self.buffers)
-        return f"verified: removed equals masked to {worst:.1e} in float64, in {' and '.join(self.modes)} mode"
+        what = "masked equals the live links alone" if self.masks else "removed equals masked"
+        return f"verified: {what} to {worst:.1e} in float64, in {' and '.join(self.modes)} mode"
 
 
 def certify(traced: Traced, plan: Plan, module: RewiredModule, inputs: Sequence[Any]) -> Certificate:
@@ -61,31 +65,87 @@ def certify(traced: Traced, plan: Plan, module: RewiredModule, inputs: Sequence[
     rewire_graphs(traced, replace(plan, layers=tuple(made for made in whole.values() if made is not None)))
     _silence(traced, plan)
     masked = RewiredModule.assemble(traced.root, traced.train_graph, traced.eval_graph)
+    return _compared(masked, pruned, inputs, lambda: _left_of(traced, plan))
+
+
+def certify_masks(module: RewiredModule, inputs: Sequence[Any]) -> Certificate:
+    """Compare a masked module with one that computes, for outputs with the same live links, a dense layer over what they read.
+
+    Raises as `certify` does.
+    """
+    masked, alone = copy.deepcopy(module).double(), copy.deepcopy(module).double()
+    for layer in alone.modules():
+        if isinstance(layer, tuple(MASKED.values())):
+            layer.forward = _Alone(layer)
+
+    def left() -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        grads = {key: parameter.grad for key, parameter in alone.named_parameters() if parameter.grad is not None}
+        return grads, dict(alone.named_buffers())
+
+    return replace(_compared(alone, masked, inputs, left), masks=True)
+
+
+class _Alone:
+    """What a masked layer computes, from its live links alone: one dense layer for each set of outputs that read the same."""
+
+    def __init__(self, layer: Any) -> None:
+        self.layer = layer
+        mask = layer.mask.reshape(layer.mask.shape[:2])
+        reads, group = torch.unique(mask, dim=0, return_inverse=True)
+        self.parts = [((group == place).nonzero()[:, 0], live.nonzero()[:, 0]) for place, live in enumerate(reads)]
+
+    def __call__(self, value: Tensor) -> Tensor:
+        axis = 1 if isinstance(self.layer, nn.modules.conv._ConvNd) else value.dim() - 1
+        made = [self._part(value.index_select(axis, live), rows, live) for rows, live in self.parts]
+        order = torch.cat([rows for rows, _ in self.parts]).argsort()
+        return torch.cat(made, axis).index_select(axis, order)
+
+    def _part(self, value: Tensor, rows: Tensor, live: Tensor) -> Tensor:
+        weight = self.layer.weight.index_select(0, rows).index_select(1, live)
+        bias = None if self.layer.bias is None else self.layer.bias.index_select(0, rows)
+        if isinstance(self.layer, nn.Linear):
+            return nn.functional.linear(value, weight, bias)
+        made: Tensor = self.layer._conv_forward(value, weight, bias)
+        return made
+
+
+Left = Callable[[], tuple[Mapping[str, Tensor], Mapping[str, Tensor]]]
+"""Returns the reference's gradients and buffers after a run, in the shapes that the module has."""
+
+
+def _compared(reference: RewiredModule, module: RewiredModule, inputs: Sequence[Any], left: Left) -> Certificate:
+    """Run both in each mode and return the largest differences."""
     modes: list[str] = []
     found = {"outputs": 0.0, "gradients": 0.0, "buffers": 0.0}
-    device = next(masked.parameters()).device
+    device = next(reference.parameters()).device
     examples = tuple(_example(value, device) for value in inputs)
     for name in ("eval", "train"):
-        try:
-            wanted = _run(masked, examples, training=name == "train")
-        except Exception as error:  # of the model's own code; what the pruned one raises is a bug of ours, and comes through
-            raise SwnetError(
-                f"verify=True runs the model in float64, where it raised {type(error).__name__}: {first_line(error)}. "
-                "Leave verify out, or let the model follow its input's dtype."
-            ) from error
+        wanted = _reference_run(reference, examples, training=name == "train")
         if wanted is None:
             continue
-        if not all(value.isfinite().all() for value in wanted if value.is_floating_point()):
-            raise SwnetError("verify=True found outputs that are not finite. Give example_inputs that the model is made for.")
-        made = _run(pruned, examples, training=name == "train")
-        assert made is not None, "the pruned model draws random numbers, the masked one does not"
+        made = _run(module, examples, training=name == "train")
+        assert made is not None, "the changed model draws random numbers, the reference does not"
         modes.append(name)
         found["outputs"] = max(found["outputs"], _difference(dict(enumerate(wanted)), dict(enumerate(made)), "output"))
-        gradients, buffers = _left_of(traced, plan)
-        mine = {key: parameter.grad for key, parameter in pruned.named_parameters() if parameter.grad is not None}
+        gradients, buffers = left()
+        mine = {key: parameter.grad for key, parameter in module.named_parameters() if parameter.grad is not None}
         found["gradients"] = max(found["gradients"], _difference(gradients, mine, "gradient"))
-        found["buffers"] = max(found["buffers"], _difference(buffers, dict(pruned.named_buffers()), "buffer"))
-    return Certificate(tuple(modes), **found)
+        found["buffers"] = max(found["buffers"], _difference(buffers, dict(module.named_buffers()), "buffer"))
+    return Certificate(tuple(modes), found["outputs"], found["gradients"], found["buffers"])
+
+
+def _reference_run(reference: nn.Module, examples: tuple[Any, ...], *, training: bool) -> list[Tensor] | None:
+    """Run the reference; what it raises is of the model's own code, while what the other raises would be a bug of ours."""
+    try:
+        wanted = _run(reference, examples, training=training)
+    except Exception as error:
+        raise SwnetError(
+            f"verify=True runs the model in float64, where it raised {type(error).__name__}: {first_line(error)}. "
+            "Leave verify out, or let the model follow its input's dtype."
+        ) from error
+    if wanted is not None and not all(value.isfinite().all() for value in wanted if value.is_floating_point()):
+        raise SwnetError("verify=True found outputs that are not finite. Give example_inputs that the model is made for.")
+    return wanted
 
 
 def _unpruned(wiring: LayerWiring, layer: Layer) -> LayerWiring | None:
@@ -183,5 +243,5 @@ def _difference(wanted: Mapping[Any, Tensor], found: Mapping[Any, Tensor], what:
         assert value.shape == other.shape, f"{what} {key} has shape {tuple(value.shape)}, masked {tuple(other.shape)}"
         if key in largest:
             worst = max(worst, float((value - other).abs().max()) / max(largest[key], least))
-    assert worst <= TOLERANCE, f"removing channels is not the same as masking them: a {what} differs by {worst:.1e}"
+    assert worst <= TOLERANCE, f"what was removed or masked still counts: a {what} differs by {worst:.1e}"
     return worst

@@ -21,7 +21,7 @@ from swcompile.errors import SwnetError
 from swcompile.graph import GROWN, Layer, LayerGraph, Run, Tap, join_runs
 from swcompile.metrics import Figures, channel_graph, measure
 from swcompile.modules import MASKED, RewiredModule
-from swcompile.plan import LayerWiring, Note, Plan, Promise, channel_ids, weight_left
+from swcompile.plan import MASKED_WIRINGS, LayerWiring, Note, Plan, Promise, channel_ids, weight_left
 from swcompile.shrink import shrink
 from swcompile.trace import Example, Traced, layer_graph
 from swcompile.trace.purify import is_view
@@ -355,8 +355,10 @@ def _compare_masks(masks: Masks, plan: Plan) -> None:
 
 def _units(plan: Plan, graph: LayerGraph, masks: Masks) -> Promise:
     """Count the blocks or links that moved and went, by what the layers of the module were found to read."""
-    if plan.options.wiring == "kernel":  # which layers took part, the plan knows
-        return Promise(units=plan.promise.units, moved=_moved_links(plan, graph, masks))
+    if plan.options.wiring in MASKED_WIRINGS:  # which layers took part, the plan knows
+        gone = sum(graph.layer_by_name[name].links - int(mask.sum()) for name, mask in masks.items())
+        pruned = gone if plan.options.wiring == "tile" else 0  # a link that left one layer is in another
+        return Promise(units=plan.promise.units, moved=_moved_links(plan, graph, masks), pruned=pruned)
     sites = find_sites(Atlas(graph), plan.options)[0]
     wirings = {wiring.layer: wiring for wiring in plan.layers}
     counts = [_moved_blocks(site, wirings[site.layer.name], graph) for site in sites if site.layer.name in wirings]

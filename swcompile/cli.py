@@ -119,7 +119,8 @@ _graph_options = _options(
                  "share of links that layers with such names keep, as in 'stage3.*=0.5'. Repeatable."),
     click.option("--spread", default="uniform", metavar="uniform|erk|global", help="How layers share what is kept. [default: "
                  "uniform]"),
-    click.option("--wiring", default="block", metavar="block|kernel", help="Move blocks of channels or links. [default: block]"),
+    click.option("--wiring", default="block", metavar="block|kernel|tile", help="Move blocks of channels, links, or blocks "
+                 "of outputs and inputs. [default: block]"),
     click.option("--block", type=NumberOrWord("block", int), default="auto", metavar="N|auto|producer", help="Channels a block. "
                  "[default: auto]"),
     click.option("--resample", default="max", metavar="max|avg|stride", help="How a larger map is brought to the reader's size. "

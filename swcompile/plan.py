@@ -51,7 +51,7 @@ MAX_BYTES = 256 << 20
 """The largest plan file that is read. A kernel-wise plan of VGG16 takes about 2 MB."""
 
 CHOICES: Mapping[str, tuple[str, ...]] = {
-    "wiring": ("block", "kernel"),
+    "wiring": ("block", "kernel", "tile"),
     "resample": ("max", "avg", "stride"),
     "reach": ("uniform", "near", "far"),
     "dead": ("auto", "forbid", "allow"),
@@ -63,6 +63,10 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
 }
 BUDGETS: Mapping[str, Any] = {"density": 1.0, "params": None, "macs": None, "keep": ()}
 """The options that say how much is to stay, with the values that keep all."""
+MOST_TILES = 0.5
+"""The largest density of wiring `tile`, and the one it takes where none is asked for."""
+MASKED_WIRINGS = ("kernel", "tile")
+"""The wirings that mark the live links of a layer in a mask, and count those."""
 P_POLICIES = ("auto", "boundary", "max_S")
 BLOCK_RULES = ("auto", "producer")
 
@@ -71,9 +75,10 @@ BLOCK_RULES = ("auto", "producer")
 class Options:
     """What the user asked of a wiring. Every field is an argument of `swnet.transform`, which explains it.
 
-    `skips`, `budget`, `init`, `conv_to_linear` and `min_in_degree` belong to the wiring `kernel`; `block`, `dead`, `reach`,
-    `spread`, `score`, `grow` and the budgets (`density`, `params`, `macs`, `keep`: at most one of them) to `block`. `keep` may be
-    given as a mapping, and is kept as pairs. Raises SwnetError for a value outside its range.
+    `skips`, `budget`, `conv_to_linear` and `min_in_degree` belong to the wiring `kernel`, `init` to this and `tile`; `score` and
+    `grow` to `block`; `block`, `dead`, `reach`, `spread` and the budgets (`density`, `params`, `macs`, `keep`: at most one of
+    them) to `block` and `tile`. `keep` may be given as a mapping, and is kept as pairs.
+    Raises SwnetError for a value outside its range.
     """
 
     wiring: str = "block"
@@ -123,6 +128,8 @@ class Options:
         given = [name for name in BUDGETS if getattr(self, name) != BUDGETS[name]]
         if len(given) > 1:
             raise SwnetError(f"{' and '.join(given)} were given; they are different ways to say one thing, so take at most one.")
+        if self.wiring == "tile":
+            self._check_tile(bool(given))
         if self.wiring == "kernel" and given:
             raise SwnetError(f"{given[0]} does not apply to wiring='kernel', which keeps the number of links; use wiring='block'.")
         if self.scored and not given:
@@ -141,6 +148,19 @@ class Options:
             )
         if self.grow and self.wiring == "kernel":
             raise SwnetError("grow does not apply to wiring='kernel', which keeps the number of links; use wiring='block'.")
+
+    def _check_tile(self, given: bool) -> None:
+        if not given:
+            object.__setattr__(self, "density", MOST_TILES)
+        share = max([share for _, share in self.keep], default=self.density)
+        if share > MOST_TILES and self.params is None and self.macs is None:
+            raise SwnetError(
+                f"wiring='tile' keeps at most {MOST_TILES:g} of a layer's tiles, and {self.asked_to_keep} is more: every way to "
+                "run more of them is slower than the dense layer. Take less, or wiring='block'."
+            )
+        for name, why in (("score", self.scored), ("grow", bool(self.grow)), ("spread", self.spread == "global")):
+            if why:
+                raise SwnetError(f"{name}={getattr(self, name)!r} does not apply to wiring='tile'; use wiring='block'.")
 
     def _check_budget(self, name: str) -> None:
         value = getattr(self, name)

@@ -136,9 +136,9 @@ class Rewirer:
 
 def _sites(model: nn.Module) -> list[_Site]:
     found = record(model)
-    if not isinstance(model, RewiredModule) or found.census is None:
+    if not isinstance(model, RewiredModule) or found.census is None or found.plan.options.wiring != "kernel":
         raise SwnetError(
-            f"wiring={found.plan.options.wiring!r} has no masks, in which single links could move. Make the model with "
+            f"wiring={found.plan.options.wiring!r} has no masks in which single links could move. Make the model with "
             "wiring='kernel'."
         )
     columns = own_columns(found.plan, found.census.graph)

@@ -369,12 +369,14 @@ def _masked(module: nn.Module, layer: Layer, wiring: LayerWiring, plan: Plan) ->
     """Return a masked layer over the gathered union.
 
     Output channels whose links did not change keep their weights; the others are drawn anew, since a neuron with another fan-in
-    needs another scale: He et al. (2015) per neuron, from the fan-in of its live links (init="he") or of the union ("dense").
+    needs another scale: He et al. (2015) per neuron, from the fan-in of its live links (init="he") or of the union ("dense"). In
+    tiles, which may be what a trained layer needs most, all links that stay keep theirs, and those from far are drawn.
     """
     kind = MASKED.get(type(module))
     if kind is None:
         raise SwnetError(
-            f"{layer.name} is a {type(module).__name__}; wiring='kernel' masks Conv1d, Conv2d, Conv3d and Linear only."
+            f"{layer.name} is a {type(module).__name__}; wiring={plan.options.wiring!r} masks Conv1d, Conv2d, Conv3d and Linear "
+            "only."
         )
     assert wiring.mask is not None
     weight: Any = module.weight
@@ -386,6 +388,9 @@ def _masked(module: nn.Module, layer: Layer, wiring: LayerWiring, plan: Plan) ->
     made._buffers = dict(module._buffers)
     fresh = _draw(mask, weight.shape[2:], layer, plan)
     own, columns = _own_columns(layer, wiring)
+    if plan.options.wiring == "tile" and weight.device.type != "meta":
+        whole = weight.detach().cpu().float()[:, columns]
+        fresh[:, own] = torch.where(mask[:, own].reshape(*mask[:, own].shape, *(1 for _ in whole.shape[2:])), whole, 0.0)
     same = mask[:, own].all(1) & (mask.sum(1) == layer.in_channels) if len(own) == layer.in_channels else None
     if same is not None and bool(same.any()) and weight.device.type != "meta":
         rows = same.nonzero()[:, 0]

@@ -10,7 +10,7 @@ import numpy as np
 
 from swcompile.errors import SwnetError
 from swcompile.graph import Feature, Layer, LayerGraph, Tap, ungrowable, unreadable
-from swcompile.plan import AGAIN, P_POLICIES, LayerWiring, Options, Plan, channel_ids, own_taps, promised_change
+from swcompile.plan import AGAIN, MASKED_WIRINGS, P_POLICIES, LayerWiring, Options, Plan, channel_ids, own_taps, promised_change
 from swcompile.rows import Rows
 
 
@@ -62,7 +62,7 @@ def _verify_spans(spans: Sequence[tuple[int, int]], width: int, what: str) -> No
 
 
 def _verify_masks(plan: Plan) -> None:
-    needed = plan.options.wiring == "kernel"
+    needed = plan.options.wiring in MASKED_WIRINGS
     for wiring in plan.layers:
         if (wiring.mask is not None) is not needed:
             found = "has no mask" if needed else "has a mask"

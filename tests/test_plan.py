@@ -431,7 +431,7 @@ def test_pruned_columns_change_the_promise_by_links_and_norms() -> None:
         ({"seed": 1 << 64}, "is not a seed"),
         ({"min_in_degree": -1}, "min_in_degree=-1 is not a degree"),
         ({"head": 1}, "head=1 is not a truth value"),
-        ({"wiring": "tile"}, "wiring='tile' is not a choice; take one of 'block', 'kernel'."),
+        ({"wiring": "mesh"}, "wiring='mesh' is not a choice; take one of 'block', 'kernel', 'tile'."),
         ({"wiring": "kernel", "density": 0.5}, "density does not apply to wiring='kernel'"),
         ({"resample": ["max"]}, "resample=['max'] is not a choice"),
     ],

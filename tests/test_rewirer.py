@@ -204,8 +204,10 @@ def test_what_does_not_fit_is_refused(asked: dict[str, Any], message: str) -> No
 def test_models_and_optimizers_that_it_cannot_work_with_are_refused() -> None:
     net = model()
     block = swnet.transform(nn.Sequential(*(nn.Linear(16, 16) for _ in range(4))), torch.randn(2, 16), p=0.5)
-    with pytest.raises(SwnetError, match="wiring='block' has no masks"):
-        swnet.Rewirer(optimizer_of(block), block, every=1, until=2)
+    tile = swnet.transform(nn.Sequential(*(nn.Linear(16, 16) for _ in range(4))), torch.randn(2, 16), p=0.5, wiring="tile")
+    for other in (block, tile):
+        with pytest.raises(SwnetError, match="has no masks in which single links could move"):
+            swnet.Rewirer(optimizer_of(other), other, every=1, until=2)
     with pytest.raises(SwnetError, match="trains none of the masked layers"):
         swnet.Rewirer(optimizer_of(block), net, every=1, until=2)
     with pytest.raises(SwnetError, match="was not made by swnet"):

@@ -10,8 +10,9 @@ from swcompile.wiring.block import wire_block
 from swcompile.wiring.eligible import NO_SCORES, Scores
 from swcompile.wiring.kernel import wire_kernel
 from swcompile.wiring.policy import Curve, choose_p, explain, resolve, sweep
+from swcompile.wiring.tile import wire_tile
 
-__all__ = ["Curve", "choose_p", "explain", "resolve", "sweep", "wire", "wire_block", "wire_kernel"]
+__all__ = ["Curve", "choose_p", "explain", "resolve", "sweep", "wire", "wire_block", "wire_kernel", "wire_tile"]
 
 
 def wire(graph: LayerGraph, options: Options, scores: Scores = NO_SCORES) -> Plan:
@@ -30,7 +31,10 @@ def wire(graph: LayerGraph, options: Options, scores: Scores = NO_SCORES) -> Pla
     ...
     """
     numbered, curve = resolve(graph, options, scores)
-    plan = wire_block(graph, numbered, scores) if options.wiring == "block" else wire_kernel(graph, numbered)
+    if options.wiring == "block":
+        plan = wire_block(graph, numbered, scores)
+    else:
+        plan = wire_tile(graph, numbered) if options.wiring == "tile" else wire_kernel(graph, numbered)
     if not isinstance(options.p, str):
         return plan
     why = _TRAINED if curve is None else explain(curve, options.p)

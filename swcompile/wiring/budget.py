@@ -222,6 +222,10 @@ class Budget:
             return sum(self.sizes)
         return self.graph.params if self._measure == PARAMS else self.graph.macs
 
+    def is_met(self, change: tuple[int, int]) -> bool:
+        """Whether the model is within its parameters or multiply-accumulates where they change so; blocks are counted already."""
+        return self._measure == BLOCKS or self._total + change[self._measure == MACS] <= self._limit
+
     def note(self, change: tuple[int, int]) -> Note | None:
         """Say what a budget came to."""
         if self._measure == BLOCKS:

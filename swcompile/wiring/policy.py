@@ -24,6 +24,7 @@ from swcompile.shrink import shrink
 from swcompile.wiring.block import BlockWiring
 from swcompile.wiring.eligible import NO_SCORES, Scores
 from swcompile.wiring.kernel_skips import without_dense_links, without_skips
+from swcompile.wiring.tile import TileWiring
 
 LEAST = 0.2
 """The least p that "auto" chooses."""
@@ -35,7 +36,7 @@ KNEE = 0.9
 class Curve:
     """Clustering C, path length L and small-world figure S of the channel graph at each p, in ascending order of p.
 
-    `exact` tells figures counted on the plans themselves (wiring `block`) from expected ones (wiring `kernel`).
+    `exact` tells figures counted on the plans themselves (wiring `block` and `tile`) from expected ones (wiring `kernel`).
     """
 
     p: tuple[float, ...]
@@ -52,13 +53,15 @@ class Curve:
 def sweep(graph: LayerGraph, options: Options, points: int = 20, scores: Scores = NO_SCORES) -> Curve:
     """Return the figures at `points` values of p from 0 to 1, evenly spaced; `options.p` plays no part.
 
-    For wiring `block` each point is the real plan's channel graph, for `kernel` the closed form. Raises SwnetError for less than
-    two points.
+    For wiring `block` and `tile` each point is the real plan's channel graph, for `kernel` the closed form. Raises SwnetError for
+    less than two points.
     """
     if points < 2:
         raise SwnetError(f"points={points} make no curve; take at least 2, from p = 0 to p = 1.")
     ps = tuple(place / (points - 1) for place in range(points))
-    return _sweep_block(graph, options, ps, scores) if options.wiring == "block" else _sweep_kernel(graph, options, ps)
+    if options.wiring == "kernel":
+        return _sweep_kernel(graph, options, ps)
+    return _sweep_block(graph, options, ps, scores) if options.wiring == "block" else _sweep_tile(graph, options, ps)
 
 
 def _sweep_block(graph: LayerGraph, options: Options, ps: Sequence[float], scores: Scores) -> Curve:
@@ -66,6 +69,12 @@ def _sweep_block(graph: LayerGraph, options: Options, ps: Sequence[float], score
     plans = (wiring.plan(p, fill=False) for p in ps)
     left = (shrink(graph, plan.outputs(), plan.taps()) for plan in plans)
     return _curve(ps, [measure(channel_graph(*one), seed=options.seed) for one in left], exact=True)
+
+
+def _sweep_tile(graph: LayerGraph, options: Options, ps: Sequence[float]) -> Curve:
+    wiring = TileWiring(graph, options)
+    plans = (wiring.plan(p) for p in ps)
+    return _curve(ps, [measure(channel_graph(graph, one.taps(), one.masks()), seed=options.seed) for one in plans], exact=True)
 
 
 def _sweep_kernel(graph: LayerGraph, options: Options, ps: Sequence[float]) -> Curve:
