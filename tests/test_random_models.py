@@ -298,7 +298,7 @@ def test_with_p_0_a_step_is_bit_equal_to_the_original(model: Random) -> None:
     model=random_models(),
     p=st.sampled_from([0.3, 0.7]),
     density=st.sampled_from([1.0, 0.5]),
-    wiring=st.sampled_from(["block", "block", "kernel"]),
+    wiring=st.sampled_from(["block", "block", "kernel", "tile"]),
     block=st.sampled_from(["auto", 3, "producer"]),
     resample=st.sampled_from(["max", "avg", "stride"]),
 )
@@ -308,7 +308,7 @@ def test_a_rewired_model_computes_what_the_plain_gathers_compute(
     _, original_grads, _ = _original(model)
     try:
         rewired = swnet.transform(
-            model, _input(model), p=p, density=1 if wiring == "kernel" else density, wiring=wiring, block=block, resample=resample
+            model, _input(model), p=p, density=_fit(density, wiring), wiring=wiring, block=block, resample=resample
         )
     except NothingToDoError:
         return
@@ -347,6 +347,11 @@ def test_where_dead_channels_are_forbidden_every_parameter_keeps_its_gradient(mo
     assert swnet.ledger(rewired).after.dead_channels <= swnet.ledger(rewired).before.dead_channels
 
 
+def _fit(density: float, wiring: str) -> float:
+    """Return the density, or the nearest that a wiring takes."""
+    return {"kernel": 1.0, "tile": min(density, 0.5)}.get(wiring, density)
+
+
 def _check_ledger(rewired: RewiredModule) -> None:
     """The counts agree with the module, with each other and with the plan."""
     ledger, plan = swnet.ledger(rewired), rewired.swcompile.plan
@@ -371,7 +376,7 @@ REFUSALS = ("Nothing can be rewired as asked", "block=3 is too large")
 OPTIONS = {
     "p": st.sampled_from([0.3, 1.0, 0.0]),
     "density": st.sampled_from([1.0, 0.5, 0.3]),
-    "wiring": st.sampled_from(["block", "block", "block", "kernel"]),
+    "wiring": st.sampled_from(["block", "block", "block", "kernel", "tile"]),
     "block": st.sampled_from(["auto", "auto", 3, "producer"]),
     "resample": st.sampled_from(["max", "avg", "stride"]),
     "dead": st.sampled_from(["auto", "allow"]),
@@ -397,7 +402,7 @@ def _check_against_interpreter(model: Random, density: float, wiring: str, **opt
     unchanged = Plan(traced.graph.fingerprint, Options(p=0), 0, (), Promise())
     torch.testing.assert_close(Interpreter(traced, unchanged, state_of(model), training=True).run(x), out, rtol=1e-12, atol=1e-12)
     try:
-        rewired = swnet.transform(model, x, density=1 if wiring == "kernel" else density, wiring=wiring, **options)
+        rewired = swnet.transform(model, x, density=_fit(density, wiring), wiring=wiring, **options)
     except swnet.SwnetError as error:
         if not any(text in str(error) for text in REFUSALS):
             raise

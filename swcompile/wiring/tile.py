@@ -142,6 +142,10 @@ class TileWiring:
             if done < asked:
                 text = f"{done} of {asked} tiles moved: the others have maps that nobody else reads, or nothing to read instead"
                 notes.append(Note(self.sites[place].layer.name, text))
+        for site, count in zip(self.sites, tiles, strict=True):
+            if count < len(site.slots):
+                text = f"{len(site.slots) - count} blocks of its input are unread: it keeps fewer tiles than there are"
+                notes.append(Note(site.layer.name, text))
         met = self.budget.note(change)
         notes += [] if met is None else [met]
         promise = Promise(units, far, units - live, *change)
