@@ -23,6 +23,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
+from swcompile.errors import SwnetError
 from swcompile.graph import Layer, LayerGraph, Tap
 from swcompile.plan import BUDGETS, MOST_TILES, LayerWiring, Note, Options, Plan, Promise, promised_change
 from swcompile.wiring.apportion import apportion
@@ -88,8 +89,8 @@ class TileWiring:
             self._kept = self.budget.filled(self, self._kept, [()] * len(tiles))
 
     def settle(self, counts: Sequence[int]) -> None:
-        """Keep so many tiles of each site."""
-        self._kept = [list(range(count)) for count in counts]
+        """Keep so many tiles of each site, and one of each cluster at least."""
+        self._kept = [list(range(max(count, len(some)))) for count, some in zip(counts, self.clusters, strict=True)]
 
     def kept_slots(self) -> Slots:
         """Return the tiles that each site keeps: only their number counts."""
@@ -130,7 +131,12 @@ class TileWiring:
         tiles = list(map(len, self._kept))
         wanted, moves, wirings = self._decided(p, tiles)
         while not self.budget.is_met(promised_change(wirings, self.graph)):  # norms in front grow with what is read from far
-            tiles[tiles.index(max(tiles))] -= 1
+            spare = [count - len(some) for count, some in zip(tiles, self.clusters, strict=True)]
+            if max(spare) < 1:
+                raise SwnetError(
+                    f"{self.asked.asked_to_keep} cannot be met at p = {p:g}: norms grow with what is read from far. {_LESS}"
+                )
+            tiles[spare.index(max(spare))] -= 1
             wanted, moves, wirings = self._decided(p, tiles)
         change = promised_change(wirings, self.graph)
         layers = self.graph.layer_by_name
@@ -200,6 +206,9 @@ class TileWiring:
             name = self.atlas.names[number - 1] if number else layer.feature
             taps.append(Tap(name, first, first + len(run), self.asked.resample))
         return taps
+
+
+_LESS = "Take a larger budget, or a smaller p."
 
 
 class _Keys:

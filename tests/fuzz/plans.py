@@ -139,6 +139,7 @@ def choose(draw: Random, document: dict[str, Any], subject: Subject) -> None:
         [
             ("wiring", "kernel"),
             ("wiring", "block"),
+            ("wiring", "tile"),
             ("skips", "remove"),
             ("skips", "keep"),
             ("init", "dense"),
