@@ -390,7 +390,19 @@ def load(folder: str | Path, model: nn.Module | ExportedProgram) -> RewiredModul
     example = tuple(Spec(shape, dtype) for shape, dtype in stored.shapes)
     module = _carry_out(trace(_module(model), example, stored.plan.leaves), stored.plan)
     store.fill(module, stored)
+    _refuse_other_masks(module, stored.plan)
     return module
+
+
+def _refuse_other_masks(module: RewiredModule, plan: Plan) -> None:
+    """Refuse weights whose masks are not the plan's: one of the two is not what was saved."""
+    found: Record = module.swcompile
+    masks = {} if found.census is None else masks_of(module, found.census.graph)
+    other = [name for name, mask in plan.masks().items() if not np.array_equal(mask, masks[name])]
+    if other:
+        raise SwnetError(
+            f"The saved weights have another mask for {other[0]} than the saved plan; one of the two was altered. Save anew."
+        )
 
 
 def _traced(
@@ -492,7 +504,8 @@ def _said(traced: Traced) -> Iterator[str]:
 
 def _why_nothing(made: Plan) -> str:
     reasons = "\n".join(f"  {note}" for note in made.notes) or "  its forward calls no convolution and no linear layer"
-    return f"Nothing can be rewired as asked (p={made.requested_p}, {made.options.asked_to_keep}):\n{reasons}"
+    asked = f"grow={made.options.grow:g}" if made.options.grow else f"p={made.requested_p}, {made.options.asked_to_keep}"
+    return f"Nothing can be rewired as asked ({asked}):\n{reasons}"
 
 
 @collector_paused()
@@ -519,6 +532,9 @@ def _with_statistics(module: RewiredModule, batches: Iterable[Any] | None) -> Re
     if batches is not None:
         norms, seen = take_statistics(module, batches, len(found.example))
         said = f"{norms} norms took their statistics anew from {seen} batches"
+        if not norms:
+            said = "calibrate= found no norm module with statistics, so none took any anew"
+            _log.warning("%s", said)
     elif not found.ledger.computes_the_same and is_trained(module):
         said = (
             "the model has been trained (its norms have seen data), and rewiring changes what it computes: train it further, "

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from swcompile.batches import divided, evaluating, shown
+from swcompile.batches import divided, evaluating, reported, shown
 from swcompile.errors import SwnetError
 from swcompile.modules import RewiredModule
 
@@ -33,8 +33,10 @@ def calibrate(module: RewiredModule, batches: Iterable[Any], inputs: int) -> tup
     norms = _norms(module)
     seen = 0
     with _taking_statistics(module, norms), torch.no_grad():
-        for batch in shown(batches, "calibrating") if norms else ():
-            module(*divided(batch, inputs, "calibrate")[0])
+        for batch in shown(batches, "calibrating", "calibrate") if norms else ():
+            given, _ = divided(batch, inputs, "calibrate")
+            with reported(seen, "calibrate", "the model"):
+                module(*given)
             seen += 1
     if norms and not seen:
         raise SwnetError("calibrate= was given no batch. Give an iterable of inputs, such as a DataLoader.")

@@ -21,12 +21,13 @@ from swcompile.errors import SwnetError
 from swcompile.graph import GROWN, Layer, LayerGraph, Run, Tap, join_runs
 from swcompile.metrics import Figures, channel_graph, measure
 from swcompile.modules import MASKED, RewiredModule
-from swcompile.plan import MASKED_WIRINGS, LayerWiring, Note, Plan, Promise, channel_ids, weight_left
+from swcompile.plan import MASKED_WIRINGS, LayerWiring, Note, Plan, Promise, channel_ids, promised_change, weight_left
 from swcompile.shrink import shrink
 from swcompile.trace import Example, Traced, layer_graph
 from swcompile.trace.purify import is_view
 from swcompile.trace.shapes import Spec, spec_of
 from swcompile.wiring.blocks import Atlas
+from swcompile.wiring.budget import as_they_act
 from swcompile.wiring.eligible import Site, find_sites
 from swcompile.wiring.kernel_skips import without_dense_links, without_skips
 
@@ -275,10 +276,11 @@ def masks_of(module: nn.Module, graph: LayerGraph) -> dict[str, NDArray[np.bool_
 
 
 def remasked(plan: Plan, graph: LayerGraph, masks: Masks) -> Plan:
-    """Return a plan with other masks of as many live links, and what it promises of them."""
+    """Return a plan with other masks, and what it promises of them."""
     layers = tuple(replace(wiring, mask=masks.get(wiring.layer)) for wiring in plan.layers)
     made = replace(plan, layers=layers)
-    return replace(made, promise=replace(plan.promise, moved=_moved_links(made, graph, masks)))
+    count, (params, macs) = _units(made, graph, masks), promised_change(layers, graph)
+    return replace(made, promise=replace(count, params=params, macs=macs))
 
 
 def _renamed(taps: Mapping[str, Sequence[Tap]], before: Census) -> dict[str, tuple[Tap, ...]]:
@@ -359,7 +361,7 @@ def _units(plan: Plan, graph: LayerGraph, masks: Masks) -> Promise:
         gone = sum(graph.layer_by_name[name].links - int(mask.sum()) for name, mask in masks.items())
         pruned = gone if plan.options.wiring == "tile" else 0  # a link that left one layer is in another
         return Promise(units=plan.promise.units, moved=_moved_links(plan, graph, masks), pruned=pruned)
-    sites = find_sites(Atlas(graph), plan.options)[0]
+    sites = find_sites(Atlas(graph), as_they_act(graph, plan.options))[0]
     wirings = {wiring.layer: wiring for wiring in plan.layers}
     counts = [_moved_blocks(site, wirings[site.layer.name], graph) for site in sites if site.layer.name in wirings]
     return Promise(

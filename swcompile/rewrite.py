@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, fx, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from swcompile.errors import SwnetError
 from swcompile.graph import GROWN, Layer, LayerGraph, Tap
@@ -215,12 +216,10 @@ def _gathered(graph: fx.Graph, nodes: Mapping[str, fx.Node], site: _Site, taps: 
 
 
 def _beside(root: nn.Module, layer: Layer, place: int, node: fx.Node) -> Any:
-    """Return what the chain of a grown layer calls where its reader's own calls `node`; None for a dropout."""
+    """Return what the chain of a grown layer calls where its reader's own calls `node`; None for what draws random numbers."""
     path = f"{layer.name}.{GROWN}.chain{place}"
-    dropped = (
-        name_of(node.target).rpartition(".")[2] if node.op != "call_module" else type(root.get_submodule(str(node.target))).__name__
-    )
-    if "dropout" in dropped.lower():
+    module = root.get_submodule(str(node.target)) if node.op == "call_module" else None
+    if isinstance(module, nn.modules.dropout._DropoutNd | nn.RReLU) or any(word in name_of(node.target) for word in _RANDOM):
         return None
     with suppress(AttributeError):
         root.get_submodule(path)
@@ -228,10 +227,13 @@ def _beside(root: nn.Module, layer: Layer, place: int, node: fx.Node) -> Any:
     return node.target
 
 
+_RANDOM = ("dropout", "rrelu")
+
+
 def _insert_grown(root: nn.Module, graph: fx.Graph, nodes: dict[str, fx.Node], site: _Site, axis: int) -> None:
     """Add what the layer beside this one makes of the grown taps, behind a chain like this one's.
 
-    A dropout is left out of it: it would draw random numbers, and so change what the others draw.
+    A dropout or RReLU is left out of it: it would draw random numbers, and so change what the others draw.
     """
     layer = nodes[site(site.layer.node)]
     value = _gathered(graph, nodes, site, site.wiring.grown, axis)
@@ -346,6 +348,11 @@ def _refit_norm(module: Any, index: Tensor) -> None:
     New channels start as a fresh norm does: statistics of mean 0 and variance 1, scale 1, shift 0; a PReLU with slope 0.25.
     """
     norm = isinstance(module, nn.modules.batchnorm._NormBase)
+    if is_parametrized(module) or any(parameter.dim() > 1 for parameter in module.parameters(recurse=False)):
+        raise SwnetError(
+            f"A {type(module).__name__} of the model's own cannot be fitted to other channels. Name it in leaf_modules, or let the "
+            "layer behind it stay as it is."
+        )
     for name, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
         if tensor is None or tensor.dim() != 1 or (tensor.numel() == 1 and not norm):  # one slope for all channels
             continue

@@ -93,6 +93,8 @@ def _verify_counts(plan: Plan, graph: LayerGraph) -> None:
         raise SwnetError(f"The plan says that p={asked!r} was asked for, which is neither a policy nor in [0, 1]. {AGAIN}")
     moves = any(tap.feature != graph.layer_by_name[wiring.layer].feature for wiring in plan.layers for tap in wiring.taps)
     grows = any(wiring.grown for wiring in plan.layers)
+    if grows and done.grown > sum(tap.width for wiring in plan.layers for tap in wiring.grown):
+        raise SwnetError(f"The plan promises {done.grown} blocks on top, more than it has channels for. {AGAIN}")
     sound = 0 <= done.moved <= done.units - done.pruned and done.pruned >= 0 and (done.grown > 0) is grows
     if not sound or (moves and not done.moved):
         raise SwnetError(
@@ -109,6 +111,10 @@ def _verify_layer(wiring: LayerWiring, graph: LayerGraph, options: Options) -> N
         raise SwnetError(f"The plan wires {layer.name}, which cannot be rewired: {layer.refused}. {AGAIN}")
     if not wiring.taps:
         raise SwnetError(f"The plan leaves {layer.name} without any input. {AGAIN}")
+    if options.grow and (wiring.outputs or wiring.taps != own_taps(layer, ((0, layer.in_channels),), options.resample)):
+        raise SwnetError(
+            f"The plan says grow, which leaves what layers read as it is, and changes what {layer.name} reads. {AGAIN}"
+        )
     if wiring.grown and (ungrowable(graph, layer) is not None or not options.grow):
         raise SwnetError(
             f"The plan adds links to {layer.name}: {ungrowable(graph, layer) or 'its options do not say grow'}. {AGAIN}"

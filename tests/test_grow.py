@@ -199,7 +199,7 @@ def test_nothing_to_read_is_told() -> None:
         swnet.transform(nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 2)), torch.randn(2, 16), grow=0.5)
 
 
-@pytest.mark.parametrize("change", ["twice", "option", "promise", "count", "taps"])
+@pytest.mark.parametrize("change", ["twice", "option", "promise", "count", "more", "taps", "reads"])
 def test_an_altered_plan_is_refused(change: str) -> None:
     net = PreActivation()
     plan = swnet.plan(net, X, grow=0.5)
@@ -208,19 +208,49 @@ def test_an_altered_plan_is_refused(change: str) -> None:
         "twice": {"layers": (*plan.layers[:-1], dataclasses.replace(wiring, grown=(*wiring.grown, wiring.taps[0])))},
         "option": {"options": dataclasses.replace(plan.options, grow=0.0)},
         "promise": {"promise": dataclasses.replace(plan.promise, params=plan.promise.params + 1)},
+        "more": {"promise": dataclasses.replace(plan.promise, grown=999)},
+        "reads": {"layers": (*plan.layers[:-1], dataclasses.replace(wiring, taps=wiring.taps[::-1] + wiring.grown, grown=()))},
         "count": {"promise": dataclasses.replace(plan.promise, grown=0)},
         "taps": {"layers": (*plan.layers[:-1], dataclasses.replace(wiring, grown=(Tap("add_3", 0, 8),)))},
     }[change]
     with pytest.raises(
-        SwnetError, match=r"twice|do not say grow|promises a change|which its wirings are not|cannot tap|taps a feature"
+        SwnetError,
+        match=r"twice|do not say|promises a|which its wirings are not|cannot tap|taps a feature|more than it|leaves what",
     ):
         swnet.apply(net, dataclasses.replace(plan, **altered), X)
 
 
-def test_a_convolution_of_the_models_own_is_refused() -> None:
+def test_a_convolution_of_the_models_own_is_left_and_told() -> None:
     class Conv2d(nn.Conv2d):
         pass
 
-    net = nn.Sequential(*(layer for _ in range(4) for layer in (Conv2d(8, 8, 3, padding=1), nn.ReLU())))
-    with pytest.raises(SwnetError, match="a Conv2d of the model's own"):
-        swnet.transform(net, torch.randn(2, 8, 8, 8), grow=0.5)
+    kinds = (nn.Conv2d, nn.Conv2d, Conv2d, nn.Conv2d)
+    net = nn.Sequential(*(layer for kind in kinds for layer in (kind(8, 8, 3, padding=1), nn.ReLU())), nn.Conv2d(8, 2, 1))
+    ledger = swnet.ledger(swnet.transform(net, torch.randn(2, 8, 8, 8), grow=0.5))
+    assert {count.layer for count in ledger.layers if count.grown} == {"2", "6"}
+    assert any(note.layer == "4" and "beside which no second one can be put" in note.reason for note in ledger.notes)
+
+
+class Noise(nn.Dropout2d):
+    """A dropout by another name."""
+
+
+@pytest.mark.parametrize("kind", [nn.RReLU, Noise])
+def test_what_draws_random_numbers_is_not_drawn_twice(kind: type[nn.Module]) -> None:
+    net = PreActivation()
+    net.slopes = nn.ModuleList(kind() for _ in range(4))
+    rewired = swnet.transform(net, X, grow=0.5)
+    torch.testing.assert_close(outputs(rewired.train(), X), outputs(net.train(), X), rtol=0, atol=0)
+
+
+def test_a_norm_that_cannot_be_fitted_is_refused() -> None:
+    class Half(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x / 2
+
+    net = PreActivation()
+    for norm in net.norms:
+        nn.utils.parametrize.register_parametrization(norm, "weight", Half())
+    for asked in ({"grow": 0.5}, {"density": 0.5}):
+        with pytest.raises(SwnetError, match="cannot be fitted to other channels"):
+            swnet.transform(net, X, **asked)

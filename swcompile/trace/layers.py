@@ -81,13 +81,19 @@ def _of_module(node: fx.Node, module: Any) -> LayerCall | None:
     return LayerCall(
         path=str(node.target),
         weight=f"{node.target}.weight",
-        kind=type(module).__name__,
+        kind=_kind(type(module)),
         source=source,
         groups=getattr(module, "groups", 1),
         kernel_size=() if isinstance(module, nn.Linear) else tuple(module.kernel_size),
         transposed=getattr(module, "transposed", False),
         bias=module.bias is not None,
     )
+
+
+def _kind(kind: type) -> str:
+    """Return the name of a layer's class; one of the user's that bears the name of torch's with its module's."""
+    borrowed = kind not in LAYER_TYPES and kind.__name__ in {known.__name__ for known in LAYER_TYPES}
+    return f"{kind.__module__}.{kind.__name__}" if borrowed else kind.__name__
 
 
 def _of_function(node: fx.Node, shape_of: Any) -> LayerCall | None:

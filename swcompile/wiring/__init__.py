@@ -7,9 +7,9 @@ from dataclasses import replace
 from swcompile.graph import LayerGraph
 from swcompile.plan import Note, Options, Plan
 from swcompile.wiring.block import wire_block
-from swcompile.wiring.eligible import NO_SCORES, Scores
 from swcompile.wiring.kernel import wire_kernel
 from swcompile.wiring.policy import Curve, choose_p, explain, resolve, sweep
+from swcompile.wiring.score import NO_SCORES, Scores
 from swcompile.wiring.tile import wire_tile
 
 __all__ = ["Curve", "choose_p", "explain", "resolve", "sweep", "wire", "wire_block", "wire_kernel", "wire_tile"]
@@ -18,7 +18,7 @@ __all__ = ["Curve", "choose_p", "explain", "resolve", "sweep", "wire", "wire_blo
 def wire(graph: LayerGraph, options: Options, scores: Scores = NO_SCORES) -> Plan:
     """Return the plan that the options ask for; a policy for p is resolved first and told in a note.
 
-    `scores` are those that `options.score` names: for each layer a number per input channel, high where it is needed.
+    `scores` are those that `options.score` names: for each layer how much it needs what it reads.
 
     >>> from swcompile.graph import GraphBuilder
     >>> build = GraphBuilder("chain")

@@ -18,18 +18,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from swcompile.graph import LayerGraph, Tap, ungrowable
-from swcompile.plan import BUDGETS, LayerWiring, Note, Options, Plan, Promise, own_taps, promised_change, without_unread
+from swcompile.plan import LayerWiring, Note, Options, Plan, Promise, own_taps, promised_change, without_unread
 from swcompile.rows import Rows
 from swcompile.shrink import kept_channels
 from swcompile.wiring.alive import Watch, live_layers
 from swcompile.wiring.apportion import apportion
 from swcompile.wiring.blocks import Atlas, Maps
-from swcompile.wiring.budget import Budget, is_loose
+from swcompile.wiring.budget import Budget, as_they_act
 from swcompile.wiring.draw import Draw
-from swcompile.wiring.eligible import NO_SCORES, Scores, Site, find_sites, narrowed
+from swcompile.wiring.eligible import Site, find_sites, narrowed
 from swcompile.wiring.prune import Pruning
 from swcompile.wiring.readers import Readers, tally
 from swcompile.wiring.repair import Move, Repair
+from swcompile.wiring.score import NO_SCORES, Scores
 from swcompile.wiring.sources import draw_pieces, fill, weights_of
 
 
@@ -65,10 +66,15 @@ class BlockWiring:
     """Everything about a wiring that does not depend on p, so that a sweep over p pays for it once."""
 
     def __init__(self, graph: LayerGraph, options: Options, scores: Scores = NO_SCORES) -> None:
-        self.graph, self.asked, self.scores = graph, options, scores
-        self.options = replace(options, **BUDGETS) if is_loose(graph, options) else options  # then nothing need go
+        self.graph, self.asked = graph, options
+        self.options = as_they_act(graph, options)
         self.atlas = Atlas(graph)
         self.found, self.refused = find_sites(self.atlas, self.options)
+        self.scores = {
+            site.layer.name: scores[site.layer.name].of([(slot.start, slot.stop) for slot in site.slots])
+            for site in self.found
+            if site.layer.name in scores
+        }
         changeable = {site.layer.name for site in self.found}
         live = live_layers(graph)
         self.fixed = [layer for layer in graph.layers if layer.name in live and layer.name not in changeable]
@@ -206,8 +212,10 @@ class BlockWiring:
     def _ranked(self) -> list[int]:
         """Rank the blocks of all sites together, for Budget.ranked."""
         pruning = self._pruning(self.before)
-        first = [(site, order[0]) for site, order in zip(self.found, self._drawn, strict=True)]
-        keys = [(key, place) for place, (site, order) in enumerate(first) for key in pruning.ranks(site, order)]
+        keys: list[tuple[tuple[float, int], int]] = []
+        for place, (site, drawn) in enumerate(zip(self.found, self._drawn, strict=True)):
+            groups = [pruning.ranks(site, group) for group in (drawn if self.scores else drawn[:1])]
+            keys += [(_together(ranks), place) for ranks in zip(*groups, strict=True)]
         order = Draw(self.options.seed, " ranking").shuffled(range(len(keys)))
         return [keys[at][1] for at in sorted(order, key=lambda at: keys[at][0])]
 
@@ -357,6 +365,11 @@ class _Moved:
 
     def change(self, kept: Sequence[Sequence[int]]) -> tuple[int, int]:
         return self.wiring.change(kept, self.moves)
+
+
+def _together(ranks: Sequence[tuple[float, int]]) -> tuple[float, int]:
+    """Return the rank of blocks that go together, one of each group."""
+    return sum(rank for rank, _ in ranks) / len(ranks), ranks[0][1]
 
 
 _STAY = "stay: they are part of a sum that is read, or an operation in between needs their place"

@@ -13,13 +13,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from functools import cached_property
 from typing import TYPE_CHECKING, Protocol
 
 from swcompile.errors import SwnetError
 from swcompile.graph import Layer, LayerGraph
-from swcompile.plan import Note, Options, weight_of
+from swcompile.plan import BUDGETS, Note, Options, weight_of
 from swcompile.wiring.apportion import share_out
 
 if TYPE_CHECKING:
@@ -51,6 +52,11 @@ def is_loose(graph: LayerGraph, options: Options) -> bool:
     return (options.params is not None and graph.params <= options.params) or (
         options.macs is not None and graph.macs <= options.macs
     )
+
+
+def as_they_act(graph: LayerGraph, options: Options) -> Options:
+    """Return the options without a budget that the model meets as it stands: then nothing need go."""
+    return replace(options, **BUDGETS, score="distance") if is_loose(graph, options) else options
 
 
 class Budget:

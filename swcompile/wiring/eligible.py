@@ -5,7 +5,6 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,10 +15,6 @@ from swcompile.plan import Note, Options
 from swcompile.wiring.alive import live_layers
 from swcompile.wiring.ancestry import depths, upstream
 from swcompile.wiring.blocks import WHOLE, Atlas, Catalogue, Kind, Piece, block_size, kind_of
-
-Scores = Mapping[str, NDArray[np.float64]]
-"""For layers a number per input channel: how much it is needed."""
-NO_SCORES: Scores = MappingProxyType({})
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,8 @@ from swcompile.metrics.closed_form import ClosedForm, closed_forms
 from swcompile.plan import P_POLICIES, Options
 from swcompile.shrink import shrink
 from swcompile.wiring.block import BlockWiring
-from swcompile.wiring.eligible import NO_SCORES, Scores
 from swcompile.wiring.kernel_skips import without_dense_links, without_skips
+from swcompile.wiring.score import NO_SCORES, Scores
 from swcompile.wiring.tile import TileWiring
 
 LEAST = 0.2

@@ -10,13 +10,14 @@ that is left is the last reader of something, the layer keeps more than its shar
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from swcompile.graph import Layer
 from swcompile.wiring.alive import Watch
 from swcompile.wiring.blocks import Atlas, Piece
-from swcompile.wiring.eligible import NO_SCORES, Scores, Site
+from swcompile.wiring.eligible import Site
 from swcompile.wiring.readers import Readers
+from swcompile.wiring.score import Floats
 
 
 class Pruning:
@@ -29,7 +30,7 @@ class Pruning:
         readers: Readers,
         watch: Watch,
         fixed: Sequence[Layer],
-        scores: Scores = NO_SCORES,
+        scores: Mapping[str, Floats],
     ) -> None:
         self.atlas, self.readers, self.watch, self.scores = atlas, readers, watch, scores
         self.behind: dict[int, int] = {}
@@ -70,7 +71,7 @@ class Pruning:
         """Return how far and how much read a block is, or how little needed where there are scores."""
         piece = site.slots[slot]
         if site.layer.name in self.scores:
-            return -float(self.scores[site.layer.name][piece.start : piece.stop].mean()), 0
+            return -float(self.scores[site.layer.name][slot]), 0
         readers = min(int(self.readers.count[low:high].min()) for low, high in piece.maps)
         return min(site.far.get(self.atlas.producer(low), 1) for low, _ in piece.maps), readers
 

@@ -129,9 +129,9 @@ OPTIONS = (
     "--budget --init --min-in-degree --points --entry --input --plan --nothing"
 ).split()
 VALUES = (
-    *"0 1 0.5 -1 1.5 3 16 40 nan inf -inf 1e400 1e-400 1_0 0x10 auto boundary max_S kernel block producer max avg stride tile".split(),
+    *"0 1 0.5 -1 1.5 3 16 40 nan inf -inf 1e400 1e-400 1_0 0x10 auto boundary max_S kernel block producer max avg stride".split(),
     *"near far forbid allow keep remove links params he dense x é --p - model build_model body body.1 head stem".split(),
-    *"erk global *=0.5 body*=0.25 =1 x=nan 85e6".split(),
+    *"tile weight erk global *=0.5 body*=0.25 =1 x=nan 85e6".split(),
     *"net.py .. plan.json 1x3x8x8 2x16 1x16:int64 1x16: 0x16 2x16:float8_e4m3fn 2x16:complex64 2x16:__class__".split(),
     *"1073741825 99999999999x1".split(),
     *("", " ", "\0", "\ud800", "\u0661", "9" * 30, "9" * 5_000, "a" * 5_000, "1" + "x1" * 70, "1" + "x1" * 3_000),
