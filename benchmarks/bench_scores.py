@@ -87,7 +87,7 @@ def by_torch_pruning(model: nn.Module, macs: int, images: Images) -> nn.Module:
     pruner = torch_pruning.pruner.GroupNormPruner(
         copied,
         example,
-        importance=torch_pruning.importance.GroupNormImportance(),
+        importance=torch_pruning.importance.GroupMagnitudeImportance(p=2),
         pruning_ratio=1 - LEAST,
         iterative_steps=STEPS,
         ignored_layers=[module for module in copied.modules() if isinstance(module, nn.Linear)],
@@ -183,9 +183,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
         rows[-1] |= {"epochs": grid.epochs}
         console.print(f"{name}: error {rows[-1]['error_pruned']:.4f}, tuned {rows[-1]['error_tuned']:.4f}", highlight=False)
+        if not options.no_record:
+            write_timings("bench_scores", rows)
     console.print(show(rows, whole))
-    if not options.no_record:
-        console.print(f"Kept in {write_timings('bench_scores', rows)}")
 
 
 if __name__ == "__main__":
