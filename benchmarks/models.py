@@ -100,9 +100,9 @@ class DenseLayer(nn.Module):
         return torch.cat([x, self.conv(F.relu(self.norm(x)))], 1)
 
 
-def densenet(depth: int = 40, growth: int = 12, classes: int = 10, first: int = 16) -> nn.Sequential:
+def densenet(depth: int = 40, growth: int = 12, classes: int = 10, first: int = 16, channels: int = 3) -> nn.Sequential:
     """Return DenseNet (Huang et al., arXiv 1608.06993) for 32x32 images, without bottlenecks: 1,019,722 parameters at depth 40."""
-    body: list[nn.Module] = [nn.Conv2d(3, first, 3, padding=1, bias=False)]
+    body: list[nn.Module] = [nn.Conv2d(channels, first, 3, padding=1, bias=False)]
     channels = first
     for block in range(3):
         if block:

@@ -109,7 +109,7 @@ def test_the_report_refuses_curves_that_do_not_compare() -> None:
 
 def test_a_small_grid_runs_and_reports_from_its_files(tmp_path: Path) -> None:
     convergence.run(SMALL, [0], small_set(), tmp_path)
-    curves = convergence.read_curves(tmp_path)
+    curves = convergence.read_curves(SMALL, tmp_path)
     assert [found[0]["arm"] for found in curves] == ["original", "block-p0.3"]
     assert all(len(found) == 6 for found in curves)
     required = {
@@ -121,6 +121,44 @@ def test_a_small_grid_runs_and_reports_from_its_files(tmp_path: Path) -> None:
     assert (original["params"], original["macs"]) == (rewired["params"], rewired["macs"])
     assert "the first 48 training images and the first 6 test images of cifar10" in curves[0][0]["subset"]
     assert "Steps to a training loss of" in text(convergence.report(curves))
+    assert "After 2 epochs on the first 48 training images" in text(convergence.summary(curves))
+
+
+def test_a_run_whose_curve_is_there_is_not_run_again(tmp_path: Path) -> None:
+    convergence.run(replace(SMALL, epochs=1), [0], small_set(), tmp_path)
+    files = {file: file.stat().st_mtime_ns for file in tmp_path.iterdir()}
+    next(iter(files)).unlink()
+    convergence.run(replace(SMALL, epochs=1), [0], small_set(), tmp_path)
+    written = {file for file in tmp_path.iterdir() if file.stat().st_mtime_ns != files[file]}
+    assert written == {next(iter(files))}
+    with pytest.raises(SystemExit, match="made under other options"):
+        convergence.run(SMALL, [0], small_set(), tmp_path)
+
+
+def test_the_arms_of_the_densenet_grid_are_of_equal_size() -> None:
+    grid = replace(convergence.DENSENET40, arms=convergence.DENSENET40.arms[1:])
+    assert [arm.name for arm in grid.arms] == ["small-world-98K", "nearest-98K", "narrow-97K"]
+    for arm in grid.arms:
+        model, about = convergence.build(grid, arm, 1, torch.zeros(2, 3, 32, 32))
+        assert about["params"] == models.parameters(model)
+        assert 96_000 < about["params"] <= 98_000
+        assert 27e6 < about["macs"] < 30e6
+
+
+def test_a_grid_of_steps_in_bfloat16_trains_and_names_its_arms(tmp_path: Path) -> None:
+    grid = replace(SMALL, schedule="steps", bfloat16=True, epochs=4, lr=0.5)
+    convergence.run(convergence.chosen(grid, ["original"]), [0], small_set(), tmp_path)
+    (found,) = convergence.read_curves(grid, tmp_path)
+    assert [record["lr"] for record in found if record["epoch"] % 1 == 0] == pytest.approx([0.5, 0.5, 0.05, 0.005])
+    with pytest.raises(SystemExit, match=r"No arm other; quick has original, block-p0\.3"):
+        convergence.chosen(grid, ["other"])
+
+
+def test_the_summary_gives_mean_and_deviation_over_seeds() -> None:
+    scaled = {"options": {"batch": 2}, "macs": 200}
+    runs = [[record | scaled for record in curve([3, loss], seed=loss)] for loss in (1, 2)]
+    shown = text(convergence.summary(runs))
+    assert "1.5000 ± 0.7071" in shown
 
 
 def test_the_timings_of_a_step_are_kept_with_their_origin(tmp_path: Path) -> None:
