@@ -10,14 +10,15 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 MODULES = sorted(
-    ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
-    for file in (ROOT / "swcompile").rglob("*.py")
+    ".".join(file.relative_to(root).with_suffix("").parts).removesuffix(".__init__")
+    for root, package in ((ROOT, "swcompile"), (ROOT / "kernels", "swkernels"))
+    for file in (root / package).rglob("*.py")
     if ">>>" in file.read_text(encoding="utf-8")
 )
 
 
 def test_there_are_examples() -> None:
-    assert {"swcompile.api", "swcompile.graph", "swcompile.wiring"} <= set(MODULES)
+    assert {"swcompile.api", "swcompile.graph", "swcompile.wiring", "swkernels.taps"} <= set(MODULES)
 
 
 @pytest.mark.parametrize("name", MODULES)

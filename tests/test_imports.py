@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -108,3 +109,11 @@ def test_the_public_package_only_hands_on_names() -> None:
     assert isinstance(tree.body[-1], ast.Assign)
     assert sorted(names) == ast.literal_eval(tree.body[-1].value)
     assert len(names) <= 13  # those of the design, Rewirer among them, and the two classes that type hints need
+
+
+def test_the_kernels_are_a_leaf() -> None:
+    files = sorted((ROOT / "kernels/swkernels").glob("*.py"))
+    assert len(files) > 5
+    for file in files:
+        names = {name.partition(".")[0] for name, _, _ in imported(file)}
+        assert names <= {*sys.stdlib_module_names, "torch", "swkernels"}, file  # triton by importlib, where there is one

@@ -1,0 +1,30 @@
+"""Kernels that read feature maps where they lie: gathers fused with norm and activation, and with the layer behind them.
+
+A leaf package: it knows torch and triton, and nothing of the compiler that calls it. A feature map is a tensor (..., channels)
+whose channels lie side by side: what a channels-last (N, C, H, W) tensor is after `.permute(0, 2, 3, 1)`.
+
+gather(maps, taps, ...)           out[..., k] = act(norm(map(k)[..., channel(k)])), pooled on the way if asked
+gather_mm(maps, taps, weight, ...)  the same, and a linear layer or 1x1 convolution over it, in one pass
+
+Each has a `*_reference` in plain torch, which differentiates and runs in float64. On a CPU the functions run the reference, except
+where TRITON_INTERPRET=1 was set before torch or triton were imported: there the kernels run in Triton's interpreter.
+"""
+
+from swkernels.affine import Norm
+from swkernels.block_sparse import Cluster, Support, block_sparse_conv2d, block_sparse_conv2d_reference
+from swkernels.gather import gather, gather_reference
+from swkernels.gather_mm import gather_mm, gather_mm_reference
+from swkernels.taps import Taps
+
+__all__ = [
+    "Cluster",
+    "Norm",
+    "Support",
+    "Taps",
+    "block_sparse_conv2d",
+    "block_sparse_conv2d_reference",
+    "gather",
+    "gather_mm",
+    "gather_mm_reference",
+    "gather_reference",
+]

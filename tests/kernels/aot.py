@@ -1,0 +1,175 @@
+"""Compile the kernels for a GPU without one, exactly as a launch would specialise them, and read registers and instructions.
+
+    python -m tests.kernels.aot sm_90 > report.json       one record a configuration
+
+Not to be run under TRITON_INTERPRET=1: there the functions that a kernel calls are not compilable. So the tests start it anew.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+import triton
+from torch import Tensor
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from swkernels import Cluster, Norm, Support, Taps, block_sparse, block_sparse_conv2d, gather, gather_mm, launch
+from swkernels.gather_mm import SHIPPED, Tiles
+
+TARGETS = {"sm_80": GPUTarget("cuda", 80, 32), "sm_90": GPUTarget("cuda", 90, 32), "gfx942": GPUTarget("hip", "gfx942", 64)}
+TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
+TYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", torch.int32: "i32", torch.int64: "i64"}
+
+
+def compiled(target: GPUTarget, call: Callable[[], object]) -> dict[str, Any]:
+    """Compile the one kernel that a call launches, on tensors that need no GPU, and return what came out."""
+    launched: list[tuple[Any, tuple[Any, ...], dict[str, Any]]] = []
+
+    def note(kernel: Any, _: int, *arguments: Any, **options: Any) -> None:
+        launched.append((kernel, arguments, options))
+
+    with mock.patch.object(launch, "run", note), mock.patch.object(launch, "on_kernels", return_value=True):
+        call()
+    kernel, arguments, options = launched[-1]  # in front of it, the one that writes the addresses of maps that lie apart
+    names = kernel.arg_names
+    constants = {name: value for name, value in options.items() if name in names}
+    runtime = dict(zip(names, arguments, strict=False))
+    signature = {name: "constexpr" if name in constants else _type(runtime[name]) for name in names}
+    constants |= {name: runtime[name] for name, kind in signature.items() if kind == "constexpr" and name in runtime}
+    attributes = {(names.index(name),): [["tt.divisibility", 16]] for name, value in runtime.items() if _divisible(value)}
+    source = ASTSource(kernel, signature, {(names.index(name),): value for name, value in constants.items()}, attributes)
+    made = triton.compile(
+        source, target=target, options={key: options[key] for key in ("num_warps", "num_stages", "maxnreg") if key in options}
+    )
+    return {"shared": made.metadata.shared} | (_on_nvidia(made) if target.backend == "cuda" else _on_amd(made))
+
+
+def _type(value: Any) -> str:
+    """Return an argument's type as a launch has it; None, and the number 1, are compiled in."""
+    if isinstance(value, Tensor):
+        return f"*{TYPES[value.dtype]}"
+    if isinstance(value, float):
+        return "fp32"
+    return "constexpr" if value is None or value == 1 else "i32" if value < 2**31 else "i64"
+
+
+def _divisible(value: Any) -> bool:
+    if isinstance(value, Tensor):
+        return value.data_ptr() % 16 == 0
+    return isinstance(value, int) and value != 1 and value % 16 == 0
+
+
+def _on_nvidia(made: Any) -> dict[str, Any]:
+    ptx = made.asm["ptx"]
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(made.asm["cubin"])
+        file.flush()
+        usage, sass = (
+            subprocess.run([TOOLS / tool, *flags, file.name], capture_output=True, text=True, check=True).stdout
+            for tool, flags in (("cuobjdump", ["-res-usage"]), ("nvdisasm", []))
+        )
+    copies = re.findall(r"cp\.async\.c[ag]\.shared\.global[^;]*, 0x(\w+)", ptx)
+    return {
+        "registers": int(re.search(r"REG:(\d+)", usage)[1]),  # type: ignore[index]
+        "spills": len(re.findall(r"\b(?:STL|LDL)\b", sass)),
+        "wgmma": ptx.count("wgmma.mma_async"),
+        "mma": ptx.count("mma.sync"),
+        "async_copies": {str(size): copies.count(f"{size:x}") for size in (4, 8, 16)},
+        "narrow_loads": len(re.findall(r"ld\.global\S*\.(?:b|u)16\b", ptx)),
+    }
+
+
+def _on_amd(made: Any) -> dict[str, Any]:
+    text = made.asm["amdgcn"]
+    counts = {
+        name: int(re.search(rf"\.{name}:\s+(\d+)", text)[1]) for name in ("vgpr_count", "vgpr_spill_count", "sgpr_spill_count")
+    }  # type: ignore[index]
+    return {
+        "registers": counts["vgpr_count"],
+        "spills": counts["vgpr_spill_count"] + counts["sgpr_spill_count"],
+        "mfma": text.count("v_mfma"),
+    }
+
+
+def norm(count: int) -> Norm:
+    return Norm(torch.zeros(count), torch.ones(count), torch.ones(count), torch.zeros(count))
+
+
+def product(tiles: Tiles, dtype: torch.dtype, whole: bool) -> Callable[[], object]:
+    """Return a call of gather_mm that runs the given tiles: bare, or with everything before and behind the product."""
+    source, taps = torch.zeros(64, 256, dtype=dtype), Taps.of((128, 256), (0, 64))
+    weight = torch.zeros(128, 192, dtype=dtype)
+    more: dict[str, Any] = (
+        {"norm": norm(192), "activation": "relu", "out_norm": norm(128), "out_activation": "relu"} if whole else {}
+    )
+
+    def call() -> object:
+        with mock.patch("swkernels.gather_mm.tiles_for", return_value=tiles):
+            return gather_mm(source, taps, weight, **more)
+
+    return call
+
+
+def scattered(tiles: Tiles, dtype: torch.dtype) -> Callable[[], object]:
+    """Return a call of gather_mm over maps that lie apart."""
+    sources, taps = [torch.zeros(64, 64, dtype=dtype) for _ in range(3)], Taps(((0, 0, 64), (1, 0, 64), (2, 0, 64)))
+    weight = torch.zeros(128, 192, dtype=dtype)
+
+    def call() -> object:
+        with mock.patch("swkernels.gather_mm.tiles_for", return_value=tiles):
+            return gather_mm(sources, taps, weight, norm=norm(192), activation="relu")
+
+    return call
+
+
+def convolution(tiles: Tiles, dtype: torch.dtype, kernel: int) -> Callable[[], object]:
+    """Return a call of block_sparse_conv2d that runs the given tiles."""
+    source, taps = torch.zeros(2, 8, 8, 256, dtype=dtype), Taps.of((128, 256), (0, 128))
+    support = Support((Cluster(0, 64, ((0, 64),)), Cluster(64, 128, ((64, 128), (192, 256)))))
+    weight = torch.zeros(128, kernel, kernel, 256, dtype=dtype)
+
+    def call() -> object:
+        with mock.patch("swkernels.block_sparse.tiles_for", return_value=tiles):
+            return block_sparse_conv2d(
+                source, taps, weight, support, padding=kernel // 2, out_norm=norm(128), out_activation="relu"
+            )
+
+    return call
+
+
+def cases() -> Iterator[tuple[str, Callable[[], object]]]:
+    """Yield every configuration that is shipped, with a call that runs it."""
+    for name, tiles in SHIPPED.items():
+        for dtype in (torch.float32,) if name == "float32" else (torch.bfloat16, torch.float16):
+            for whole in (True, False):
+                yield f"gather_mm {name} {TYPES[dtype]} {'whole' if whole else 'bare'}", product(tiles, dtype, whole)
+        if name != "float32":
+            yield f"gather_mm scattered {name} bf16", scattered(tiles, torch.bfloat16)
+    for name, tiles in block_sparse.SHIPPED.items():
+        for kernel in (1, 3):
+            dtype = torch.float32 if name == "float32" else torch.bfloat16
+            yield f"block_sparse_conv2d {kernel}x{kernel} {name} {TYPES[dtype]}", convolution(tiles, dtype, kernel)
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+        source, taps = torch.zeros(2, 8, 8, 256, dtype=dtype), Taps.of((128, 256), (0, 64))
+        yield f"gather {TYPES[dtype]}", lambda s=source, t=taps: gather(s, t, norm=norm(192), activation="relu")
+        yield f"gather pooled {TYPES[dtype]}", lambda s=source, t=taps: gather(s, t, pool="max", window=(2, 2))
+
+
+def main() -> None:
+    """Compile all cases for the target that is named."""
+    target = TARGETS[sys.argv[1]]
+    json.dump({name: compiled(target, call) for name, call in cases()}, sys.stdout, indent=1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,112 @@
+"""Would the tests see a wrong kernel? Plant one wrong mask or index at a time, and see the comparison or the checker turn red."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+import swkernels
+from swkernels import Cluster, Norm, Support, Taps, block_sparse_conv2d_reference, gather_mm_reference, gather_reference
+from tests.kernels.cases import close, only_read
+from tests.kernels.races import watched
+
+FOLDER = Path(swkernels.__file__).parent
+
+
+@contextmanager
+def mutant(name: str, old: str, new: str, tmp_path: Path) -> Iterator[ModuleType]:
+    """Load a module of the package with one piece of its text replaced; its operator is left a plain function."""
+    text = (FOLDER / f"{name}.py").read_text(encoding="utf-8")
+    assert text.count(old) >= 1, f"{name}.py no longer has {old!r}"
+    text = re.sub(r"@torch\.library\.custom_op\(.*\)\n", "", text.replace(old, new)).partition("@_")[0]
+    file = tmp_path / f"{name}_mutant.py"
+    file.write_text(text, encoding="utf-8")
+    spec = importlib.util.spec_from_file_location(f"{name}_mutant", file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    try:
+        spec.loader.exec_module(module)
+        yield module
+    finally:
+        del sys.modules[spec.name]
+
+
+def shifted(channels: int) -> Norm:
+    """Return a norm that makes something of a zero."""
+    return Norm(torch.zeros(channels), torch.ones(channels), torch.ones(channels), torch.full((channels,), 3.0))
+
+
+TAPS = Taps.of((8, 24), (32, 45))
+SUPPORT = Support((Cluster(0, 20, ((0, 12), (20, 29))), Cluster(20, 24, ((4, 20),))))
+
+
+def gathers(module: Any) -> bool:
+    source = only_read(torch.randn(2, 5, 7, 64), TAPS)
+    options = {"norm": shifted(29)._replace(mean=torch.full((29,), 9.0)), "window": (2, 3)}
+    with watched() as watch:
+        found = module.gather(source, TAPS, **options)
+    return close(found, gather_reference(source, TAPS, **options)) and not watch.faults
+
+
+def multiplies(module: Any) -> bool:
+    source, weight = only_read(torch.randn(70, 64), TAPS), torch.randn(70, 29)
+    options = {"norm": shifted(29), "activation": "relu", "out_norm": shifted(70), "bias": torch.randn(70)}
+    with watched() as watch:
+        found = module.gather_mm(source, TAPS, weight, **options)
+    return close(found, gather_mm_reference(source, TAPS, weight, **options)) and not watch.faults
+
+
+def convolves(module: Any) -> bool:
+    source = only_read(torch.randn(2, 5, 7, 64), TAPS)
+    weight = torch.where(SUPPORT.mask(29)[:, None, None, :], torch.randn(24, 3, 3, 29), float("nan"))
+    options = {"norm": shifted(29), "activation": "relu", "padding": 1, "out_norm": shifted(24), "bias": torch.randn(24)}
+    with watched() as watch:
+        found = module.block_sparse_conv2d(source, TAPS, weight, SUPPORT, **options)
+    return close(found, block_sparse_conv2d_reference(source, TAPS, weight, SUPPORT, **options)) and not watch.faults
+
+
+CHECKS: dict[str, Callable[[Any], bool]] = {"gather": gathers, "gather_mm": multiplies, "block_sparse": convolves}
+MUTATIONS = [
+    ("gather", "live = channel < channels", "live = channel < channels + 1"),
+    ("gather", "(row < pixels)[:, None] &", "(row < pixels + 1)[:, None] &"),
+    ("gather", "(line % height) * HIGH", "(line % height)"),
+    ("gather", 'else float("-inf")', "else 0.0"),
+    ("gather", "step // WIDE", "step // HIGH"),
+    ("gather_mm", "live = channel < channels", "live = channel < channels + 1"),
+    ("gather_mm", "in_rows, in_columns = row < height, column < width", "in_rows, in_columns = row <= height, column < width"),
+    ("gather_mm", "in_rows, in_columns = row < height, column < width", "in_rows, in_columns = row < height, column <= width"),
+    ("gather_mm", "column[None, :] * channels", "column[None, :] * CHANNELS"),
+    ("gather_mm", "range(0, channels, CHANNELS)", "range(0, channels - CHANNELS + 1, CHANNELS)"),
+    ("block_sparse", "value = tl.where(seen, activate(value, ACTIVATION), 0.0)", "value = activate(value, ACTIVATION)"),
+    ("block_sparse", "live = group < last", "live = group <= last"),
+    ("block_sparse", "read = live & (channel < channels)", "read = live"),
+    ("block_sparse", "(y >= 0) & ", ""),
+    ("block_sparse", "& (x < source_width)", ""),
+    ("block_sparse", "tap % WIDE\n", "tap % WIDE + 1\n"),
+    ("block_sparse", "in_rows, in_columns = row < pixels, column < end", "in_rows, in_columns = row < pixels, column <= end"),
+    ("block_sparse", "if border != len(taps)", "if False"),
+    ("block_sparse", "first = len(inputs)", "first = 0"),
+]
+
+
+@pytest.mark.parametrize("name", CHECKS)
+def test_the_checks_pass_on_the_kernels_as_they_are(name: str, tmp_path: Path) -> None:
+    with mutant(name, "reference", "reference", tmp_path) as module:
+        assert CHECKS[name](module)
+
+
+@pytest.mark.parametrize(("name", "old", "new"), MUTATIONS)
+def test_a_wrong_kernel_is_seen(name: str, old: str, new: str, tmp_path: Path) -> None:
+    with mutant(name, old, new, tmp_path) as module:
+        assert not CHECKS[name](module), f"{old!r} became {new!r}, and nothing was seen"

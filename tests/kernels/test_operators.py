@@ -1,0 +1,102 @@
+"""What holds for all operators: torch's own checks, compilation without a break, export, the same bits twice."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from swkernels import Cluster, Support, Taps, block_sparse_conv2d, gather, gather_mm
+from tests.kernels.cases import norm
+
+TAPS = Taps.of((16, 32), (0, 8))
+ALL = Taps.of((0, 32))
+SUPPORT = Support((Cluster(0, 8, ((0, 8),)), Cluster(8, 16, ((8, 24),))))
+NORM = norm(24)
+WEIGHT = torch.randn(16, 24)
+FILTERS = torch.randn(16, 3, 3, 24)
+
+
+def _gather(x: Tensor) -> Tensor:
+    return gather(x, TAPS, norm=NORM, activation="relu", pool="avg", window=(2, 2))
+
+
+def _gather_mm(x: Tensor) -> Tensor:
+    return gather_mm(x, TAPS, WEIGHT, norm=NORM, activation="relu", residual=x[..., :16].contiguous(), out_activation="relu")
+
+
+def _block_sparse(x: Tensor) -> Tensor:
+    return block_sparse_conv2d(x, TAPS, FILTERS, SUPPORT, padding=1, norm=NORM, activation="relu")
+
+
+def _into_a_slab(x: Tensor) -> Tensor:
+    slab = x.new_zeros((*x.shape[:-1], 40))
+    gather(x, ALL, out=slab[..., :32])
+    return gather_mm(slab, TAPS, WEIGHT[:8], out=slab[..., 32:])
+
+
+CALLS = {"gather": _gather, "gather_mm": _gather_mm, "block_sparse": _block_sparse, "slab": _into_a_slab}
+Call = Callable[[Tensor], Tensor]
+
+
+class Calling(nn.Module):
+    def __init__(self, call: Call) -> None:
+        super().__init__()
+        self.call = call
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.call(x)
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_compiles_without_a_break(name: str) -> None:
+    x = torch.randn(2, 4, 6, 32)
+    compiled = torch.compile(CALLS[name], backend="aot_eager", fullgraph=True)
+    assert torch.equal(compiled(x), CALLS[name](x))
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_exports(name: str) -> None:
+    x = torch.randn(2, 4, 6, 32)
+    exported = torch.export.export(Calling(CALLS[name]), (x,), dynamic_shapes={"x": {0: torch.export.Dim("batch", min=1)}})
+    other = torch.randn(3, 4, 6, 32)
+    assert torch.equal(exported.module()(other), CALLS[name](other))
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_gives_the_same_bits_twice(name: str) -> None:
+    x = torch.randn(2, 4, 6, 32)
+    assert torch.equal(CALLS[name](x), CALLS[name](x))
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_runs_the_reference_on_a_cpu_without_the_interpreter(
+    name: str, monkeypatch: pytest.MonkeyPatch, launched: list[str]
+) -> None:
+    x = torch.randn(2, 4, 6, 32)
+    kernels = CALLS[name](x)
+    assert launched
+    launched.clear()
+    monkeypatch.setattr("swkernels.launch.interpreting", lambda: False)
+    assert torch.allclose(CALLS[name](x), kernels, atol=1e-4)
+    assert launched == []
+
+
+def test_torch_finds_nothing_wrong_with_the_operators() -> None:
+    x, run, none = torch.randn(1, 4, 4, 32), TAPS.flat(), (None, None, None, None, 0.0)
+    operators = torch.ops.swkernels
+    torch.library.opcheck(operators.gather_into, ([x], run, *NORM, "relu", "max", [2, 2], torch.zeros(1, 2, 2, 24)))
+    out = torch.zeros(1, 4, 4, 16)
+    torch.library.opcheck(operators.gather_mm_into, ([x], run, *none, "relu", WEIGHT, None, *none, None, "none", out))
+    more = (SUPPORT.flat(), 1, 1, None, *none, None, "none", out)
+    torch.library.opcheck(operators.block_sparse_conv2d_into, (x, run, *NORM, "relu", FILTERS, *more))
+
+
+def test_bfloat16_on_a_cpu_runs_the_reference(launched: list[str]) -> None:
+    """The interpreter's products of bfloat16 are of bit patterns."""
+    x = torch.randn(2, 4, 6, 32).bfloat16()
+    found = gather_mm(x, TAPS, WEIGHT.bfloat16())
+    assert torch.allclose(found.float(), TAPS.take([x]).float() @ WEIGHT.bfloat16().float().T, rtol=1e-2, atol=1e-2)
+    assert launched == []
