@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -24,6 +25,7 @@ from swcompile.check import Census, Ledger, census, check, masks_of, remasked
 from swcompile.collector import collector_paused
 from swcompile.errors import NothingToDoError, SwnetError, first_line
 from swcompile.graph import Coupling, LayerGraph
+from swcompile.lower import BACKENDS, lowered
 from swcompile.metrics import Figures, channel_graph, measure
 from swcompile.modules import RewiredModule
 from swcompile.optimize import optimize, restore_in_place
@@ -31,7 +33,7 @@ from swcompile.plan import Note, Options, Plan
 from swcompile.rewrite import rewrite
 from swcompile.scores import Loss, refuse_unfit
 from swcompile.scores import score as score_of
-from swcompile.trace import Example, Steps, Traced, coupled, trace, trace_structure
+from swcompile.trace import Example, Steps, Traced, coupled, shaped, trace, trace_structure
 from swcompile.trace.shapes import Spec
 from swcompile.verify import verify
 from swcompile.wiring import Curve, sweep, wire
@@ -345,6 +347,37 @@ def _surveyed(traced: Traced, options: Options) -> Survey:
         inferred=traced.inferred,
         params=traced.graph.params,
     )
+
+
+def lower(model: nn.Module, example_inputs: object = None, *, backend: str = "torch") -> RewiredModule:
+    """Return a copy of a model that, in eval mode without gradients, reads feature maps where they lie and concatenates none.
+
+    Maps that layers gather from are written once, as they are made, into a slab with channels last; gather, norm, activation and a
+    1x1 convolution or linear layer behind it (with norm and activation) run as one, and the concat is never made. In train mode,
+    and where a gradient is asked for, the model runs as before: call it under torch.no_grad() or torch.inference_mode(). Its
+    modules, its state dict and what it computes are the same, up to the rounding of another order of sums.
+
+    Args:
+        model: what `transform` made, or any model that it takes; that is then traced, and nothing else is changed.
+        example_inputs: as for `transform`; a model that `transform` made has its own.
+        backend: "torch", plain torch operations, on any device; or "triton", the kernels of swkernels, on a GPU.
+
+    Raises:
+        SwnetError: a backend that there is not, or a model that cannot be traced or has no gather with anything to save.
+    """
+    if backend not in BACKENDS:
+        raise SwnetError(f"There is no backend {backend!r}; there are {', '.join(BACKENDS)}.")
+    module = model if isinstance(model, RewiredModule) else transform(model, example_inputs, p=0.0)
+    example = record(module).example
+    graph = copy.deepcopy(module.graphs[-1])
+    shaped(graph, module.shell(), example)
+    made, sites = lowered(graph, module.shell(), backend)
+    if not sites:
+        raise SwnetError(
+            "There is nothing to lower: no norm, activation, 1x1 convolution or linear layer reads a concat of feature maps along "
+            "its channels."
+        )
+    return module.with_lowered(made)
 
 
 def ledger(module: nn.Module) -> Ledger:

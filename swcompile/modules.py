@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import functools
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -195,12 +195,14 @@ class RewiredModule(fx.GraphModule):
     """A GraphModule that keeps the user's whole module tree, and may hold a second graph for eval mode.
 
     `graphs` holds the one for train mode, and the one for eval mode where it differs (`eval_graph`, else None); both call the
-    same modules. `graph` is the one that the module's mode runs, since torch.export and others interpret it. The state
-    dict has exactly the keys of the original, in its order, whether or not a graph reaches them. `swcompile` is the record of
-    what was done (swcompile.api.Record), and is kept by deepcopy and pickle.
+    same modules. `lowered_graph`, where there is one, runs instead in eval mode when no gradient is asked for (swcompile.lower).
+    `graph` is the one that the module's mode runs, since torch.export and others interpret it. The state dict has exactly the keys
+    of the original, in its order, whether or not a graph reaches them. `swcompile` is the record of what was done
+    (swcompile.api.Record), and is kept by deepcopy and pickle.
     """
 
     eval_graph: fx.Graph | None = None
+    lowered_graph: fx.Graph | None = None
     swcompile: Any = None
 
     @classmethod
@@ -218,7 +220,9 @@ class RewiredModule(fx.GraphModule):
 
     @property
     def graph(self) -> fx.Graph:
-        """The graph that runs in the module's present mode."""
+        """The graph that runs in the module's present mode, and as gradients are on or off."""
+        if self.lowered_graph is not None and not self.training and not _wants_gradients(self, (), {}):
+            return self.lowered_graph
         return self._graph if self.training or self.eval_graph is None else self.eval_graph
 
     @graph.setter
@@ -238,27 +242,54 @@ class RewiredModule(fx.GraphModule):
     def recompile(self) -> Any:
         """Compile the graphs, after they were changed, into `forward`."""
         code = super().recompile()
-        if self.eval_graph is not None:
-            in_training = type(self).forward
-            in_eval = type(fx.GraphModule(self, self.eval_graph)).forward
+        if self.eval_graph is None and self.lowered_graph is None:
+            return code
+        in_training = type(self).forward
+        in_eval, without_gradients = (self._forward_of(graph) for graph in (self.eval_graph, self.lowered_graph))
 
-            @functools.wraps(in_training)
-            def forward(module: RewiredModule, *args: Any, **kwargs: Any) -> Any:
-                return in_training(module, *args, **kwargs) if module.training else in_eval(module, *args, **kwargs)
+        @functools.wraps(in_training)
+        def forward(module: RewiredModule, *args: Any, **kwargs: Any) -> Any:
+            run = in_training if module.training or in_eval is None else in_eval
+            if without_gradients is not None and not module.training and not _wants_gradients(module, args, kwargs):
+                run = without_gradients
+            return run(module, *args, **kwargs)
 
-            type(self).forward = forward
+        type(self).forward = forward
         return code
+
+    def _forward_of(self, graph: fx.Graph | None) -> Callable[..., Any] | None:
+        """Return a graph as a function of the module and its inputs."""
+        return None if graph is None else type(fx.GraphModule(self, graph)).forward
+
+    def with_lowered(self, graph: fx.Graph) -> RewiredModule:
+        """Return a copy that runs `graph` in eval mode when no gradient is asked for."""
+        made = copy.deepcopy(self)
+        made.lowered_graph = graph
+        made.recompile()
+        return made
 
     def __deepcopy__(self, memo: dict[int, Any]) -> RewiredModule:
         made = type(self).__new__(type(self))
         memo[id(self)] = made
         shell = _shell({name: copy.deepcopy(self.__dict__[name], memo) for name in _STATE if name in self.__dict__})
-        graphs = [copy.deepcopy(graph) for graph in self.graphs]
+        graphs = [copy.deepcopy(graph) for graph in self._all_graphs()]
         return _fill(made, shell, graphs, type(self).__name__, self.swcompile, copy.copy(self.meta))
+
+    def _all_graphs(self) -> tuple[fx.Graph, fx.Graph | None, fx.Graph | None]:
+        return self._graph, self.eval_graph, self.lowered_graph
 
     def __reduce__(self) -> tuple[Any, ...]:
         state = {name: self.__dict__[name] for name in _STATE if name in self.__dict__}
-        return _rebuild, (state, [_pack(graph) for graph in self.graphs], type(self).__name__, self.swcompile)
+        graphs = [None if graph is None else _pack(graph) for graph in self._all_graphs()]
+        return _rebuild, (state, graphs, type(self).__name__, self.swcompile)
+
+
+def _wants_gradients(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+    """Say whether a call is to be differentiated: gradients are on, and an input or a parameter asks for one."""
+    if not torch.is_grad_enabled():
+        return False
+    given = (value for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
+    return any(value.requires_grad for value in given) or any(parameter.requires_grad for parameter in module.parameters())
 
 
 def _shell(state: dict[str, Any]) -> nn.Module:
@@ -280,21 +311,22 @@ def _hold_extra_state(made: RewiredModule) -> None:
 
 
 def _fill(
-    made: RewiredModule, shell: nn.Module, graphs: Sequence[fx.Graph], name: str, record: Any, meta: dict[str, Any]
+    made: RewiredModule, shell: nn.Module, graphs: Sequence[fx.Graph | None], name: str, record: Any, meta: dict[str, Any]
 ) -> RewiredModule:
-    fx.GraphModule.__init__(made, shell, graphs[0], name)
+    in_training, made_eval, made_lowered = graphs
+    assert in_training is not None
+    fx.GraphModule.__init__(made, shell, in_training, name)
     made.__dict__.update({key: shell.__dict__[key] for key in _STATE if key in shell.__dict__})
     _hold_extra_state(made)
     made.swcompile = record
     made.meta = meta
-    if len(graphs) > 1:
-        made.eval_graph = graphs[1]
-        made.recompile()
+    made.eval_graph, made.lowered_graph = made_eval, made_lowered
+    made.recompile()
     return made
 
 
-def _rebuild(state: dict[str, Any], graphs: list[list[_Packed]], name: str, record: Any) -> RewiredModule:
-    unpacked = [_unpack(graph) for graph in graphs]
+def _rebuild(state: dict[str, Any], graphs: list[list[_Packed] | None], name: str, record: Any) -> RewiredModule:
+    unpacked = [None if graph is None else _unpack(graph) for graph in graphs]
     return _fill(RewiredModule.__new__(RewiredModule), _shell(state), unpacked, name, record, {})
 
 

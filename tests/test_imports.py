@@ -30,6 +30,7 @@ ORDER = (
     "certificate",
     "calibrate",
     "check",
+    "lower",
     "modelfile",
     "store",
     "api",

@@ -82,16 +82,14 @@ class Taps:
         return [number for run in self.runs for number in run]
 
     @staticmethod
-    @functools.cache
-    def of_flat(numbers: tuple[int, ...]) -> Taps:
+    def of_flat(numbers: Sequence[int]) -> Taps:
         """Return what `flat` was taken from."""
         return Taps(tuple(zip(numbers[::3], numbers[1::3], numbers[2::3], strict=True)))
 
     def take(self, sources: Sequence[Tensor]) -> Tensor:
-        """Return the channels, side by side: maps (..., C) to (..., len(self))."""
-        if self.runs == ((0, 0, sources[0].shape[-1]),):
-            return sources[0]
-        return torch.cat([sources[source][..., start:stop] for source, start, stop in self.runs], -1)
+        """Return the channels, side by side: maps (..., C) to (..., len(self)); one run is a view."""
+        runs = [sources[source][..., start:stop] for source, start, stop in self.runs]
+        return runs[0] if len(runs) == 1 else torch.cat(runs, -1)
 
 
 def maps(source: Tensor | Sequence[Tensor]) -> list[Tensor]:

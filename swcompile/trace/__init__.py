@@ -217,6 +217,12 @@ def layer_graph(graph: fx.Graph, root: nn.Module, example: Example, like: LayerG
     return _layer_graph(graph, root, skeleton(root, mode), example, mode, like)
 
 
+def shaped(graph: fx.Graph, root: nn.Module, example: Example) -> None:
+    """Write shapes into a graph; nothing is computed."""
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    propagate(graph, skeleton(root, mode), example, mode)
+
+
 def _layer_graph(
     graph: fx.Graph, root: nn.Module, bare: nn.Module, example: Example, mode: FakeTensorMode, like: LayerGraph | None = None
 ) -> LayerGraph:

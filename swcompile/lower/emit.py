@@ -1,0 +1,118 @@
+"""Rewrite a graph so that maps are put into slabs as they are made, and sites read from there.
+
+    a = conv1(x);  b = conv2(a);  c = cat([a, b], 1);  y = conv3(relu(norm(c)))
+
+    a = conv1(x);  s = new_slab(a, 24, 1);  s1 = put(s, a, 0, 1)
+    b = conv2(a);  s2 = put(s1, b, 16, 1);  y = product(s2, (0, 0, 24), 1, (norm.running_mean, ...), "relu", conv3.weight, ...)
+
+Parameters and buffers are read by name as the graph runs, so the state dict is as it was, and what is trained or loaded counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import fx, nn
+
+from swcompile.lower import run
+from swcompile.lower.regions import Region, lay_out_regions
+from swcompile.lower.sites import Site, activation_of, find_sites
+from swcompile.optimize import drop_unread
+from swkernels.taps import AT_ONCE
+
+_TARGETS = {
+    "torch": (run.put, run.read_map, run.product),
+    "triton": (run.put_by_kernel, run.read_map_by_kernel, run.product_by_kernel),
+}
+
+
+BACKENDS = tuple(_TARGETS)
+
+
+def lowered(graph: fx.Graph, root: nn.Module, backend: str) -> tuple[fx.Graph, tuple[Site, ...]]:
+    """Return a lowered copy of an eval-mode graph whose values have their shapes, and the sites in it (nodes of the original)."""
+    copies: dict[fx.Node, fx.Node] = {}
+    made = fx.Graph()
+    made.output(made.graph_copy(graph, copies))
+    apart, slabbed = _divided(find_sites(graph, root), backend)
+    for region in lay_out_regions(graph, slabbed):
+        _emit(made, region, copies, root, backend)
+    for site in apart:
+        _emit_apart(made, site, copies, root, backend)
+    drop_unread(made)
+    made.lint()
+    return made, (*apart, *slabbed)
+
+
+def _divided(sites: Sequence[Site], backend: str) -> tuple[tuple[Site, ...], tuple[Site, ...]]:
+    """Return the sites that read maps where they were made, and those that read a slab.
+
+    Plain torch leaves bare gathers alone: it has nothing faster for them than cat. The kernels take all.
+    """
+    if backend == "torch":
+        return (), tuple(site for site in sites if not site.is_bare)
+    apart = tuple(site for site in sites if len(site.sources) <= AT_ONCE)
+    return apart, tuple(site for site in sites if site not in apart)
+
+
+def _emit(made: fx.Graph, region: Region, copies: dict[fx.Node, fx.Node], root: nn.Module, backend: str) -> None:
+    """Write the puts of a region and replace its sites. A site reads the slab as of the last put in front of it."""
+    put, _, _ = _TARGETS[backend]
+    order = {node: number for number, node in enumerate(made.nodes)}
+    slabs: list[tuple[int, fx.Node]] = []
+    for source, start in zip(region.maps, region.starts, strict=True):
+        copy = copies[source]
+        behind = _behind_placeholders(made, copy)
+        with made.inserting_after(behind):
+            slab = slabs[-1][1] if slabs else made.call_function(run.new_slab, (copy, region.width, region.axis))
+        with made.inserting_after(behind if slabs else slab):
+            slabs.append((order[copy], made.call_function(put, (slab, copy, start, region.axis))))
+    for site in region.sites:
+        last = copies[site.last]
+        slab = [node for place, node in slabs if place < order[last]][-1]
+        with made.inserting_before(last):
+            value = _value(made, site, slab, region.runs(site), root, backend)
+        last.replace_all_uses_with(value)
+        copies[site.last] = value
+
+
+def _emit_apart(made: fx.Graph, site: Site, copies: dict[fx.Node, fx.Node], root: nn.Module, backend: str) -> None:
+    """Replace a site by one that reads its maps where they are."""
+    last, sources = copies[site.last], site.sources
+    runs = tuple(number for piece in site.pieces for number in (sources.index(piece.source), piece.start, piece.stop))
+    with made.inserting_before(last):
+        maps = made.call_function(run.beside, tuple(copies[source] for source in sources), {"axis": site.axis})
+        value = _value(made, site, maps, runs, root, backend)
+    last.replace_all_uses_with(value)
+    copies[site.last] = value
+
+
+def _behind_placeholders(graph: fx.Graph, node: fx.Node) -> fx.Node:
+    """Return a node, or the last placeholder where it is one: these stay together at the head."""
+    return [other for other in graph.nodes if other.op == "placeholder"][-1] if node.op == "placeholder" else node
+
+
+def _value(made: fx.Graph, site: Site, maps: fx.Node, runs: tuple[int, ...], root: nn.Module, backend: str) -> fx.Node:
+    _, read_map, product = _TARGETS[backend]
+    before = (_norm(made, site.norm, root), _activation(site.activation, root))
+    if site.layer is None:
+        return made.call_function(read_map, (maps, runs, site.axis, *before))
+    path = str(site.layer.target)
+    layer: Any = root.get_submodule(path)
+    weight = made.get_attr(f"{path}.weight")
+    bias = None if layer.bias is None else made.get_attr(f"{path}.bias")
+    behind = (_norm(made, site.out_norm, root), _activation(site.out_activation, root))
+    return made.call_function(product, (maps, runs, site.axis, *before, weight, bias, *behind))
+
+
+def _norm(made: fx.Graph, node: fx.Node | None, root: nn.Module) -> tuple[Any, ...]:
+    if node is None:
+        return run.ABSENT
+    norm: Any = root.get_submodule(str(node.target))
+    names = ("running_mean", "running_var", "weight", "bias")
+    return (*(None if getattr(norm, name) is None else made.get_attr(f"{node.target}.{name}") for name in names), norm.eps)
+
+
+def _activation(node: fx.Node | None, root: nn.Module) -> str:
+    return "none" if node is None else activation_of(node, root) or "none"

@@ -1,0 +1,160 @@
+"""What a lowered graph calls: make a slab, put a map into it, read a product or a map from it. Once in plain torch, once in Triton.
+
+Maps are (N, C, *spatial) where `axis` is 1, and (..., C) where it is -1; a slab is (N, *spatial, width), or (..., width). Under
+autocast a slab has autocast's type, as the convolutions that would have read the concat.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from swkernels import Norm, Taps, gather, gather_mm, gather_mm_reference, gather_reference
+from swkernels.affine import ACTIVATIONS, NO_NORM
+
+NormParts = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, float]
+"""Mean, variance, weight, bias and eps; all None where there is no norm."""
+
+
+def channels_last(x: Tensor, axis: int) -> Tensor:
+    """Return a view with the channels at the end."""
+    return x.movedim(1, -1) if axis == 1 else x
+
+
+def channels_back(x: Tensor, axis: int) -> Tensor:
+    """Return a view with the channels where `axis` has them."""
+    return x.movedim(-1, 1) if axis == 1 else x
+
+
+def new_slab(like: Tensor, width: int, axis: int) -> Tensor:
+    """Return an empty slab for maps of the size of `like`."""
+    return torch.empty((*channels_last(like, axis).shape[:-1], width), dtype=_dtype(like), device=like.device)
+
+
+def put(slab: Tensor, x: Tensor, start: int, axis: int) -> Tensor:
+    """Write a map into its slice of a slab, and return the slab."""
+    slab[..., start : start + x.shape[axis]].copy_(channels_last(x, axis))
+    return slab
+
+
+def put_by_kernel(slab: Tensor, x: Tensor, start: int, axis: int) -> Tensor:
+    """Write a map into its slice of a slab, and return the slab; a map that does not lie channels-last is copied by torch."""
+    last = channels_last(x, axis)
+    if last.stride(-1) != 1 or last.dtype != slab.dtype:
+        return put(slab, x, start, axis)
+    gather(last, Taps.of((0, last.shape[-1])), out=slab[..., start : start + last.shape[-1]])
+    return slab
+
+
+def beside(*maps: Tensor, axis: int) -> tuple[Tensor, ...]:
+    """Return maps as the kernels read them where they lie: channels last, of one type. What lies otherwise is copied."""
+    return tuple(channels_last(x, axis).to(_dtype(maps[0])).contiguous() for x in maps)
+
+
+def read_map(slab: Tensor, runs: Sequence[int], axis: int, norm: NormParts, activation: str) -> Tensor:
+    """Gather, norm and activate in plain torch."""
+    taps, given = Taps.of_flat(tuple(runs)), _norm(norm)
+    if slab.dtype in (torch.float32, torch.float64):
+        return channels_back(_affine(taps.take([slab]), given, activation), axis)
+    return channels_back(gather_reference(slab, taps, norm=given, activation=activation), axis)
+
+
+def read_map_by_kernel(maps: Tensor | Sequence[Tensor], runs: Sequence[int], axis: int, norm: NormParts, activation: str) -> Tensor:
+    """Gather, norm and activate in one kernel, from a slab or from what `beside` returned."""
+    return channels_back(gather(maps, Taps.of_flat(tuple(runs)), norm=_norm(norm), activation=activation), axis)
+
+
+def product(
+    slab: Tensor,
+    runs: Sequence[int],
+    axis: int,
+    norm: NormParts,
+    activation: str,
+    weight: Tensor,
+    bias: Tensor | None,
+    out_norm: NormParts,
+    out_activation: str,
+) -> Tensor:
+    """Gather, norm, activate, multiply, norm and activate in plain torch.
+
+    In single and double precision the norm behind goes into the weight and costs no pass of its own.
+    """
+    taps, before, behind = Taps.of_flat(tuple(runs)), _norm(norm), _norm(out_norm)
+    matrix = weight.flatten(1)
+    if slab.dtype not in (torch.float32, torch.float64):
+        y = gather_mm_reference(
+            slab,
+            taps,
+            matrix.to(slab.dtype),
+            norm=before,
+            activation=activation,
+            bias=bias,
+            out_norm=behind,
+            out_activation=out_activation,
+        )
+        return channels_back(y, axis)
+    x = _affine(taps.take([slab]), before, activation)
+    matrix = matrix.to(slab.dtype)
+    if behind is not None:
+        scale, shift = _folded(behind)
+        matrix, bias = matrix * scale[:, None], shift if bias is None else torch.addcmul(shift, bias, scale)
+    return channels_back(ACTIVATIONS[out_activation](functional.linear(x, matrix, bias)), axis)
+
+
+def product_by_kernel(
+    maps: Tensor | Sequence[Tensor],
+    runs: Sequence[int],
+    axis: int,
+    norm: NormParts,
+    activation: str,
+    weight: Tensor,
+    bias: Tensor | None,
+    out_norm: NormParts,
+    out_activation: str,
+) -> Tensor:
+    """Gather, norm, activate, multiply, norm and activate in one kernel, from a slab or from what `beside` returned."""
+    dtype = maps.dtype if isinstance(maps, Tensor) else maps[0].dtype
+    y = gather_mm(
+        maps,
+        Taps.of_flat(tuple(runs)),
+        weight.flatten(1).to(dtype),
+        norm=_norm(norm),
+        activation=activation,
+        bias=bias,
+        out_norm=_norm(out_norm),
+        out_activation=out_activation,
+    )
+    return channels_back(y, axis)
+
+
+def _dtype(x: Tensor) -> torch.dtype:
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) and x.is_floating_point() else x.dtype
+
+
+def _norm(parts: NormParts) -> Norm | None:
+    mean, var, weight, bias, eps = parts
+    return None if mean is None or var is None else Norm(mean, var, weight, bias, eps)
+
+
+def _folded(norm: Norm) -> tuple[Tensor, Tensor]:
+    """Return a norm as scale and shift."""
+    scale = torch.rsqrt(norm.var + norm.eps)
+    scale = scale if norm.weight is None else scale * norm.weight
+    shift = -norm.mean * scale
+    return scale, shift if norm.bias is None else shift + norm.bias
+
+
+def _affine(x: Tensor, norm: Norm | None, activation: str) -> Tensor:
+    """Norm and activate (..., C), writing one new map at most twice."""
+    if norm is None:
+        return ACTIVATIONS[activation](x)
+    scale, shift = _folded(norm)
+    made = torch.addcmul(shift, x, scale)
+    return made.relu_() if activation == "relu" else ACTIVATIONS[activation](made)
+
+
+ABSENT: NormParts = NO_NORM

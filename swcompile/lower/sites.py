@@ -1,0 +1,261 @@
+"""Find the layers that read a gather: a concat of maps, or of slices of maps, maybe normed and activated on the way.
+
+    cat([a, b[:, 8:24]], 1) -> norm -> relu -> conv 1x1 -> norm -> relu        one site: a product over taps of a and b
+    cat([a, b], 1) -> norm -> relu -> conv 3x3                                  one site: the map that the convolution reads
+    cat([a, b], 1) -> conv 3x3                                                  a bare one: cat moves each byte once already
+
+Concats of concats, and slices of either, are followed to the maps that they are made of.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.nn import functional
+
+from swcompile.trace.shapes import Spec, spec_of
+
+_CATS = (torch.cat, torch.concat, torch.concatenate)
+_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+_MODULES: Mapping[type[nn.Module], str] = {nn.ReLU: "relu", nn.ReLU6: "relu6", nn.SiLU: "silu", nn.Hardswish: "hardswish"}
+_FUNCTIONS: Mapping[object, str] = {
+    functional.relu: "relu",
+    torch.relu: "relu",
+    functional.relu_: "relu",
+    torch.relu_: "relu",
+    functional.relu6: "relu6",
+    functional.silu: "silu",
+    functional.hardswish: "hardswish",
+}
+_IDENTITIES = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
+"""Modules that do nothing in eval mode."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Channels [start, stop) of a map."""
+
+    source: fx.Node
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class Site:
+    """A gather with what follows it: at most a norm and an activation, then maybe a product with its own norm and activation.
+
+    `cat` is the concat, `axis` where it has the channels, 1 or -1. `layer` is the 1x1 convolution or linear layer; without one the
+    gathered map itself is what is read.
+    """
+
+    cat: fx.Node
+    pieces: tuple[Piece, ...]
+    axis: int
+    norm: fx.Node | None = None
+    activation: fx.Node | None = None
+    layer: fx.Node | None = None
+    out_norm: fx.Node | None = None
+    out_activation: fx.Node | None = None
+
+    @property
+    def last(self) -> fx.Node:
+        """The node whose value the site makes."""
+        return self.out_activation or self.out_norm or self.layer or self.activation or self.norm or self.cat
+
+    @property
+    def is_bare(self) -> bool:
+        """Whether nothing is saved: a concat, and nothing to do on the way."""
+        return self.last is self.cat
+
+    @property
+    def sources(self) -> tuple[fx.Node, ...]:
+        """The maps that are read, each once, in the order of their first piece."""
+        return tuple(dict.fromkeys(piece.source for piece in self.pieces))
+
+
+def find_sites(graph: fx.Graph, root: nn.Module) -> tuple[Site, ...]:
+    """Return the sites of an eval-mode graph whose values have their shapes, in the order of their concats.
+
+    A concat that others read too, or that only others read, is a bare site of its own, unless it is only part of another one.
+    """
+    return tuple(site for node in graph.nodes if _is_cat(node) for site in _behind(node, root))
+
+
+def _behind(cat: fx.Node, root: nn.Module) -> Iterator[Site]:
+    """Yield a site for each user of a concat along its channels with which something can be saved."""
+    axis = _axis(cat)
+    if axis is None:
+        return
+    pieces = tuple(pieces_of(cat, axis))
+    if any(spec_of(piece.source) is None for piece in pieces):
+        return
+    bare = Site(cat, pieces, axis)
+    sites = [_with_product(_with_norm(bare, user, root), user, root) for user in cat.users if not _is_part(cat, user, axis)]
+    yield from (site for site in sites if not site.is_bare)
+    if any(site.is_bare for site in sites):
+        yield bare
+
+
+def _is_part(cat: fx.Node, user: fx.Node, axis: int) -> bool:
+    """Say whether a user of a concat is a larger one, into whose pieces its own have gone."""
+    return _is_cat(user) and _axis(user) == axis and cat in _parts(user)
+
+
+def _with_norm(site: Site, user: fx.Node, root: nn.Module) -> Site:
+    """Take in a norm that reads the concat, and an activation behind it, or an activation alone where a product follows."""
+    if is_norm(user, root) and _norms_channels(user, site.axis):
+        follows = _only_user(user)
+        active = follows if follows is not None and activation_of(follows, root) is not None else None
+        return replace(site, norm=user, activation=active)
+    if activation_of(user, root) is not None:
+        follows = _only_user(user)
+        if follows is not None and is_product(follows, site.axis, root):
+            return replace(site, activation=user)
+    return site
+
+
+def _with_product(site: Site, user: fx.Node, root: nn.Module) -> Site:
+    """Take in a 1x1 convolution or linear layer, and the norm and activation behind it."""
+    before = site.activation or site.norm
+    layer = user if before is None else _only_user(before)
+    if layer is None or not is_product(layer, site.axis, root) or layer.args != (before or site.cat,):
+        return site
+    norm = _only_user(layer)
+    norm = norm if norm is not None and is_norm(norm, root) and _norms_channels(norm, site.axis) else None
+    active = _only_user(norm or layer)
+    active = active if active is not None and activation_of(active, root) is not None else None
+    return replace(site, layer=layer, out_norm=norm, out_activation=active)
+
+
+def pieces_of(node: fx.Node, axis: int) -> Iterator[Piece]:
+    """Follow concats, splits and what does nothing back to the maps; yield what a value is made of, neighbours joined."""
+    last: Piece | None = None
+    for piece in _unjoined(node, axis):
+        if last is not None and last.source is piece.source and last.stop == piece.start:
+            last = Piece(last.source, last.start, piece.stop)
+            continue
+        if last is not None:
+            yield last
+        last = piece
+    if last is not None:
+        yield last
+
+
+def _unjoined(node: fx.Node, axis: int) -> Iterator[Piece]:
+    if _is_cat(node) and _axis(node) == axis:
+        for part in _parts(node):
+            yield from _unjoined(part, axis)
+        return
+    cut = _slice(node, axis)
+    if cut is None:
+        width = _width(node, axis)
+        yield Piece(node, 0, width)
+        return
+    source, start, stop = cut
+    place = 0
+    for piece in _unjoined(source, axis):
+        low, high = max(start, place), min(stop, place + piece.stop - piece.start)
+        if low < high:
+            yield Piece(piece.source, piece.start + low - place, piece.start + high - place)
+        place += piece.stop - piece.start
+
+
+def _slice(node: fx.Node, axis: int) -> tuple[fx.Node, int, int] | None:
+    """Return source, start and stop of a value that is one piece of a split along the channels."""
+    if node.target is not operator.getitem or not isinstance(node.args[1], int):
+        return None
+    split: Any = node.args[0]
+    if split.target not in (torch.split, torch.functional.split) or len(split.args) != 3:
+        return None
+    source, sizes, dim = split.args
+    if not isinstance(sizes, list | tuple) or not _same_axis(dim, axis, source):
+        return None
+    start = sum(sizes[: node.args[1]])
+    return source, start, start + sizes[node.args[1]]
+
+
+def _is_cat(node: fx.Node) -> bool:
+    return node.op == "call_function" and node.target in _CATS
+
+
+def _parts(cat: fx.Node) -> list[fx.Node]:
+    given: Any = cat.args[0] if cat.args else cat.kwargs.get("tensors")
+    return list(given)
+
+
+def _axis(cat: fx.Node) -> int | None:
+    """Return 1 or -1 where a concat is along channels, which is what a product behind it needs; None for any other."""
+    spec = spec_of(cat)
+    dim: Any = cat.args[1] if len(cat.args) > 1 else cat.kwargs.get("dim", 0)
+    if spec is None or not isinstance(dim, int) or not all(isinstance(part, fx.Node) for part in _parts(cat)):
+        return None
+    dim %= len(spec.shape)
+    rank = len(spec.shape)
+    if dim == rank - 1 and rank in (2, 3):
+        return -1
+    return 1 if dim == 1 and rank in (3, 4, 5) else None
+
+
+def _same_axis(dim: Any, axis: int, source: fx.Node) -> bool:
+    spec = spec_of(source)
+    return spec is not None and isinstance(dim, int) and dim % len(spec.shape) == axis % len(spec.shape)
+
+
+def _width(node: fx.Node, axis: int) -> int:
+    spec = spec_of(node)
+    return spec.shape[axis] if isinstance(spec, Spec) else 0
+
+
+def _only_user(node: fx.Node) -> fx.Node | None:
+    """Return what reads a value, where one node does, and reads it once."""
+    users = list(node.users)
+    return users[0] if len(users) == 1 and users[0].all_input_nodes.count(node) == 1 else None
+
+
+def module_of(node: fx.Node, root: nn.Module) -> nn.Module | None:
+    """Return the module a node calls, where it may be bypassed: a hook of the user's must run."""
+    if node.op != "call_module":
+        return None
+    module = root.get_submodule(str(node.target))
+    return None if module._forward_hooks or module._forward_pre_hooks else module
+
+
+def is_norm(node: fx.Node, root: nn.Module) -> bool:
+    """Say whether a node is a batch norm that goes by its running statistics in eval mode."""
+    module = module_of(node, root)
+    return type(module) in _NORMS and module.running_mean is not None  # type: ignore[union-attr]
+
+
+def _norms_channels(norm: fx.Node, axis: int) -> bool:
+    """Say whether a batch norm, which goes by its input's second axis, goes by the axis of the channels."""
+    spec = spec_of(norm)
+    return spec is not None and (axis == 1 or len(spec.shape) == 2)
+
+
+def activation_of(node: fx.Node, root: nn.Module) -> str | None:
+    """Return an activation by its name in swkernels.affine.ACTIVATIONS, or None."""
+    if node.op == "call_function":
+        return _FUNCTIONS.get(node.target)
+    if node.op == "call_method":
+        return "relu" if node.target in ("relu", "relu_") else None
+    module = module_of(node, root)
+    if type(module) is nn.GELU and module.approximate == "none":
+        return "gelu"
+    return _MODULES.get(type(module)) if module is not None else None
+
+
+def is_product(node: fx.Node, axis: int, root: nn.Module) -> bool:
+    """Say whether a node is a product with the channels: a linear layer over the last axis, or a plain 1x1 convolution."""
+    module = module_of(node, root)
+    if axis == -1:
+        return type(module) is nn.Linear
+    if type(module) not in (nn.Conv1d, nn.Conv2d, nn.Conv3d):
+        return False
+    conv: Any = module
+    plain = {*conv.kernel_size, *conv.stride, *conv.dilation, conv.groups} == {1}
+    return plain and conv.padding in ("same", "valid", (0,) * len(conv.kernel_size))

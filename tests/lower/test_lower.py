@@ -1,0 +1,366 @@
+"""swnet.lower: the same model, read from slabs. In float64 to rounding; through the kernels in the interpreter in float32."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import event, given, settings
+from torch import Tensor, nn
+from torch.nn import functional
+
+import swnet
+from benchmarks.models import densenet, resnet20, seeded
+from swcompile.errors import NothingToDoError, SwnetError
+from swcompile.lower import run
+from swcompile.modules import RewiredModule
+from swkernels import launch
+from tests.test_random_models import QUICK, Random, _input, random_models
+from tests.zoo import ZOO, conv3x3
+from tests.zoo import densenet as bottlenecked
+
+CATS = (torch.cat, torch.concat, torch.concatenate)
+
+
+def used(model: nn.Module, x: Tensor) -> nn.Module:
+    """Return a model in eval mode whose norms have seen data, so that no statistic is at its default."""
+    model.train()
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for _ in range(2):
+            model(x + torch.randn(x.shape, generator=generator, dtype=x.dtype))
+    return model.eval()
+
+
+def targets(lowered: RewiredModule) -> list[Any]:
+    assert lowered.lowered_graph is not None
+    return [node.target for node in lowered.lowered_graph.nodes]
+
+
+@pytest.fixture
+def launched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Return the names of the kernels that are launched from now on."""
+    names: list[str] = []
+    start = launch.run
+
+    def noting(kernel: Any, programs: int, *arguments: Any, **options: Any) -> None:
+        names.append(kernel.fn.__name__)
+        start(kernel, programs, *arguments, **options)
+
+    monkeypatch.setattr(launch, "run", noting)
+    return names
+
+
+X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+def dense() -> nn.Module:
+    return used(seeded(densenet, 0, 16, 12), X)
+
+
+# --- what comes out is what came out before ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_every_architecture_computes_the_same(name: str) -> None:
+    build, example = ZOO[name]
+    x = example()
+    x = x.double() if x.is_floating_point() else x
+    model = seeded(build, 0).double()
+    try:
+        lowered = swnet.lower(used(model, x) if x.is_floating_point() else model.eval(), x)
+    except NothingToDoError:
+        return
+    except SwnetError:
+        graph = swnet.transform(model, x, p=0.0).eval().graph
+        assert not any(node.target in CATS and run_by_norm(node) for node in graph.nodes)
+        return
+    assert any(target in (run.product, run.read_map) for target in targets(lowered))
+    with torch.no_grad():
+        torch.testing.assert_close(lowered(x), model(x), rtol=1e-10, atol=1e-10)
+
+
+def run_by_norm(cat: Any) -> bool:
+    """Say whether a norm module reads a concat of whole maps: a site, then."""
+    return any("norm" in str(user.target) for user in cat.users)
+
+
+@settings(QUICK, max_examples=40)
+@given(model=random_models())
+def test_random_models_compute_the_same(model: Random) -> None:
+    x = _input(model)
+    try:
+        rewired = swnet.transform(used(model, x), x, p=0.5)
+        lowered = swnet.lower(rewired)
+    except SwnetError:
+        event("nothing to do")
+        return
+    event("lowered")
+    other = _input(model, batch=2)
+    with torch.no_grad():
+        torch.testing.assert_close(lowered(other), rewired.eval()(other), rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("density", [1.0, 0.4])
+def test_rewired_and_pruned_dense_nets(density: float) -> None:
+    x = X.double()
+    rewired = swnet.transform(used(bottlenecked().double(), x), x, p=0.3, density=density).eval()
+    lowered = swnet.lower(rewired)
+    assert targets(lowered).count(run.product) == 8 + 1
+    with torch.no_grad():
+        torch.testing.assert_close(lowered(x), rewired(x), rtol=1e-10, atol=1e-10)
+
+
+# --- through the kernels -----------------------------------------------------------------------------------------------------
+
+
+def test_a_dense_net_of_three_blocks_runs_through_the_kernels(launched: list[str]) -> None:
+    model, x = dense().to(memory_format=torch.channels_last), X.contiguous(memory_format=torch.channels_last)
+    lowered = swnet.lower(model, X, backend="triton")
+    with torch.no_grad():
+        torch.testing.assert_close(lowered(x), model(x), rtol=1e-4, atol=1e-5)
+    assert not set(CATS) & set(targets(lowered))
+    layers = [module for module in model.modules() if type(module).__name__ == "DenseLayer"]
+    assert len(layers) == 12
+    assert launched.count("_gather_mm") == 2  # the transitions' 1x1 convolutions
+    assert targets(lowered).count(run.read_map_by_kernel) == 10  # each later layer of a block, and the last norm
+    assert launched.count("_gather") == 10 + targets(lowered).count(run.put_by_kernel)  # no map was copied by torch
+
+
+def test_bottlenecks_run_through_one_kernel_each(launched: list[str]) -> None:
+    model = used(bottlenecked(), X)
+    lowered = swnet.lower(model, X, backend="triton")
+    with torch.no_grad():
+        torch.testing.assert_close(lowered(X), model(X), rtol=1e-4, atol=1e-5)
+    assert launched.count("_gather_mm") == 8 + 1  # the layers of both blocks and the transition
+    assert not set(CATS) & set(targets(lowered))
+
+
+@pytest.mark.parametrize("options", [{"p": 0.3}, {"p": 0.3, "params": 100_000}])
+def test_every_gather_of_a_rewired_resnet_runs_through_the_kernels(options: dict[str, Any], launched: list[str]) -> None:
+    model = swnet.transform(seeded(resnet20, 0), X, **options)
+    rewired = used(model, X.repeat(1, 1, 2, 2))
+    gathers = [node for node in model.eval().graph.nodes if node.target in CATS]
+    lowered = swnet.lower(rewired, backend="triton")
+    with torch.no_grad():
+        torch.testing.assert_close(lowered(X), rewired(X), rtol=1e-4, atol=1e-5)
+    assert len(gathers) > 15
+    assert not set(CATS) & set(targets(lowered))
+    reads = targets(lowered).count(run.read_map_by_kernel)
+    assert reads == len(gathers)
+    assert reads <= launched.count("_gather") <= reads + targets(lowered).count(run.put_by_kernel)
+
+
+def test_half_precision_through_the_kernels() -> None:
+    model = dense()
+    lowered = swnet.lower(model, X, backend="triton").half()
+    with torch.no_grad():
+        expected = model.double()(X.double())
+        found = lowered(X.half())
+    assert found.dtype == torch.float16
+    torch.testing.assert_close(found.double(), expected, rtol=2e-2, atol=2e-2)
+
+
+# --- gathers of other kinds --------------------------------------------------------------------------------------------------
+
+
+class Read(nn.Module):
+    """Two maps, and a tail that reads their concat."""
+
+    def __init__(self, tail: Callable[[Any, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.a, self.b, self.tail = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1), tail
+        self.norm, self.one, self.three = nn.BatchNorm2d(16), nn.Conv2d(16, 4, 1), conv3x3(16, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a = self.a(x)
+        return self.tail(self, torch.cat([a, self.b(a)], 1))
+
+
+TAILS: dict[str, tuple[Callable[[Any, Tensor], Tensor], int]] = {
+    "conv": (lambda m, x: m.one(x), 1),
+    "relu, conv": (lambda m, x: m.one(functional.relu(x)), 1),
+    "relu read twice": (lambda m, x: m.one(y := functional.relu(x)) + y[:, :4], 0),
+    "norm, conv": (lambda m, x: m.one(m.norm(x)), 1),
+    "norm, silu, conv": (lambda m, x: m.one(functional.silu(m.norm(x))), 1),
+    "norm, tanh, conv": (lambda m, x: m.one(torch.tanh(m.norm(x))), 1),
+    "norm, relu, 3x3": (lambda m, x: m.three(m.norm(x).relu()), 1),
+    "norm read twice": (lambda m, x: m.one(y := m.norm(x)) + y[:, :4], 1),
+    "two readers": (lambda m, x: m.one(m.norm(x)) + m.three(x), 1),
+    "nothing": (lambda m, x: m.three(x), 0),
+}
+
+
+@pytest.mark.parametrize("name", TAILS)
+def test_what_may_follow_a_gather(name: str) -> None:
+    tail, sites = TAILS[name]
+    model = used(Read(tail).double(), X.double())
+    found = _sites(model)
+    assert found == sites
+    if sites:
+        with torch.no_grad():
+            torch.testing.assert_close(swnet.lower(model, X.double())(X.double()), model(X.double()), rtol=1e-10, atol=1e-10)
+
+
+def _sites(model: nn.Module) -> int:
+    try:
+        return sum(target in (run.product, run.read_map) for target in targets(swnet.lower(model, X.double())))
+    except SwnetError:
+        return 0
+
+
+def test_linear_layers_over_a_concat_of_features(launched: list[str]) -> None:
+    class Mlp(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.norm, self.c = nn.Linear(6, 8), nn.Linear(8, 8), nn.BatchNorm1d(16), nn.Linear(16, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            a = self.a(x)
+            return functional.gelu(self.c(functional.relu(self.norm(torch.cat([a, self.b(a)], -1)))))
+
+    x = torch.randn(7, 6)
+    model = used(Mlp(), x)
+    for backend in ("torch", "triton"):
+        lowered = swnet.lower(model, x, backend=backend)
+        with torch.no_grad():
+            torch.testing.assert_close(lowered(x), model(x), rtol=1e-5, atol=1e-6)
+    assert launched.count("_gather_mm") == 1
+
+
+def test_a_module_with_a_hook_is_left_alone() -> None:
+    model = dense()
+    seen: list[str] = []
+    model[2].norm.register_forward_hook(lambda *_: seen.append("norm"))
+    lowered = swnet.lower(model, X)
+    with torch.no_grad():
+        torch.testing.assert_close(lowered(X), model(X), rtol=1e-4, atol=1e-5)
+    assert seen
+    assert targets(lowered).count(run.read_map) == 9
+
+
+# --- it stays the model it was -----------------------------------------------------------------------------------------------
+
+
+def test_the_argument_the_state_and_training_are_as_they_were() -> None:
+    model = dense()
+    before = copy.deepcopy(model.state_dict())
+    lowered = swnet.lower(model, X)
+    assert list(lowered.state_dict()) == list(before)
+    assert [name for name, _ in lowered.named_parameters()] == [name for name, _ in model.named_parameters()]
+    for module in (model.train(), lowered.train()):
+        module(X).sum().backward()
+    assert torch.equal(lowered(X), model(X))
+    for one, other in zip(lowered.parameters(), model.parameters(), strict=True):
+        assert torch.equal(one.grad, other.grad)
+    torch.testing.assert_close(lowered.state_dict(), model.state_dict(), rtol=0, atol=0)
+    assert not torch.equal(model.state_dict()["1.norm.running_mean"], before["1.norm.running_mean"])
+
+
+def test_where_a_gradient_is_asked_for_the_plain_graph_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    lowered = swnet.lower(dense(), X)
+    puts = _counted(monkeypatch)
+    lowered(X).sum().backward()
+    assert lowered.get_parameter("0.weight").grad is not None
+    assert next(puts) == 0
+    with torch.no_grad():
+        lowered(X)
+    assert next(puts) > 0
+    lowered.requires_grad_(False)
+    lowered(X)
+    assert next(puts) > 0
+    assert lowered(X.clone().requires_grad_()).requires_grad
+    assert next(puts) == 0
+
+
+def _counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
+    """Yield how many slabs were allocated since the last time it was asked."""
+    made: list[int] = []
+    empty = torch.empty
+
+    def counting(*size: Any, **options: Any) -> Tensor:
+        made.append(1)
+        return empty(*size, **options)
+
+    monkeypatch.setattr(torch, "empty", counting)
+    while True:
+        count = len(made)
+        made.clear()
+        yield count
+
+
+def test_loaded_weights_count() -> None:
+    lowered, other = swnet.lower(dense(), X), used(seeded(densenet, 5, 16, 12), X)
+    lowered.load_state_dict(other.state_dict(), strict=True)
+    with torch.no_grad():
+        torch.testing.assert_close(lowered(X), other(X), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 8, 8), (5, 3, 8, 8), (2, 3, 13, 10)])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_other_sizes_and_layouts(shape: tuple[int, ...], layout: torch.memory_format) -> None:
+    model, x = dense(), torch.randn(shape).contiguous(memory_format=layout)
+    with torch.no_grad():
+        torch.testing.assert_close(swnet.lower(model, X).to(memory_format=layout)(x), model(x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("remade", [copy.deepcopy, lambda module: pickle.loads(pickle.dumps(module))])
+def test_copies_are_lowered_too(remade: Callable[[nn.Module], nn.Module]) -> None:
+    lowered = swnet.lower(dense(), X)
+    again = remade(lowered)
+    assert targets(again) == targets(lowered)
+    with torch.no_grad():
+        assert torch.equal(again(X), lowered(X))
+    assert swnet.ledger(again).after == swnet.ledger(lowered).after
+
+
+def test_autocast_reads_slabs_of_its_own_type(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = dense()
+    lowered = swnet.lower(model, X)
+    kinds: list[torch.dtype] = []
+    made = torch.empty
+    monkeypatch.setattr(torch, "empty", lambda *size, **options: (kinds.append(options["dtype"]), made(*size, **options))[1])
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        found, expected = lowered(X), model(X)
+    assert kinds == [torch.bfloat16] * 3
+    torch.testing.assert_close(found.float(), expected.float(), rtol=5e-2, atol=5e-2)
+
+
+@pytest.mark.parametrize("backend", ["torch", "triton"])
+def test_compiles_without_a_break(backend: str) -> None:
+    lowered = swnet.lower(dense(), X, backend=backend)
+    compiled = torch.compile(lowered, backend="aot_eager", fullgraph=True)
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(X), lowered(X), rtol=1e-5, atol=1e-6)
+
+
+def test_exports_in_plain_torch_operations() -> None:
+    lowered = swnet.lower(dense(), X)
+    with torch.no_grad():
+        exported = torch.export.export(lowered, (X,), dynamic_shapes={"input": {0: torch.export.Dim("batch", min=1)}})
+        other = torch.randn(5, 3, 8, 8)
+        torch.testing.assert_close(exported.module()(other), lowered(other), rtol=1e-5, atol=1e-6)
+    called = {str(node.target) for node in exported.graph.nodes if node.op == "call_function"}
+    assert any("copy_" in target for target in called)
+    assert not [target for target in called if "swkernels" in target or "cat" in target]
+
+
+def test_gives_the_same_bits_twice() -> None:
+    for backend in ("torch", "triton"):
+        lowered = swnet.lower(dense(), X, backend=backend)
+        with torch.no_grad():
+            assert torch.equal(lowered(X), lowered(X))
+
+
+# --- errors ------------------------------------------------------------------------------------------------------------------
+
+
+def test_errors_say_what_to_do() -> None:
+    with pytest.raises(SwnetError, match="There is no backend 'cuda'; there are torch, triton"):
+        swnet.lower(dense(), X, backend="cuda")
+    with pytest.raises(SwnetError, match="There is nothing to lower: no norm"):
+        swnet.lower(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3)), X)
