@@ -42,10 +42,17 @@ def forward_ms(model: nn.Module, images: Tensor) -> float:
     return 1e3 * (time.perf_counter() - start)
 
 
-def measure(original: nn.Module, pruned: nn.Module, batch: int, rounds: int, warmup: int = 2) -> tuple[list[float], list[float]]:
+def measure(
+    one: nn.Module,
+    other: nn.Module,
+    batch: int,
+    rounds: int,
+    warmup: int = 2,
+    layout: torch.memory_format = torch.contiguous_format,
+) -> tuple[list[float], list[float]]:
     """Return the times of both in each round."""
-    images = torch.randn(batch, *SHAPE)
-    arms, times = (original.eval(), pruned.eval()), ([], [])  # type: tuple[nn.Module, nn.Module], tuple[list[float], list[float]]
+    images = torch.randn(batch, *SHAPE).contiguous(memory_format=layout)
+    arms, times = (one.eval(), other.eval()), ([], [])  # type: tuple[nn.Module, nn.Module], tuple[list[float], list[float]]
     for place in range(warmup + rounds):
         for arm in (0, 1) if place % 2 else (1, 0):
             taken = forward_ms(arms[arm], images)

@@ -375,7 +375,8 @@ def lower(model: nn.Module, example_inputs: object = None, *, backend: str = "to
     if not sites:
         raise SwnetError(
             "There is nothing to lower: no norm, activation, 1x1 convolution or linear layer reads a concat of feature maps along "
-            "its channels."
+            "its channels"
+            + (" that is one run of a slab, which is where plain torch saves something." if backend == "torch" else ".")
         )
     return module.with_lowered(made)
 

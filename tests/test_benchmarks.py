@@ -14,7 +14,7 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from benchmarks import bench_metrics, bench_step, bench_transform, convergence, graphs, models, record
+from benchmarks import bench_lower, bench_metrics, bench_prune, bench_step, bench_transform, convergence, graphs, models, record
 from benchmarks.data import Dataset
 from swcompile.graph import LayerGraph
 from swcompile.metrics import channel_graph
@@ -177,6 +177,20 @@ def test_a_step_is_measured_in_turns() -> None:
     times = bench_step.measure(networks, "channels_last", batch=2, rounds=2, warmup=0)
     assert all(len(times[name][part]) == 2 for name in networks for part in bench_step.PARTS)
     assert all(times[name]["step"][0] >= times[name]["forward"][0] for name in networks)
+
+
+def test_lowering_is_timed_or_said_to_be_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench_lower, "SHAPE", (3, 32, 32))
+    monkeypatch.setattr(bench_prune, "SHAPE", (3, 32, 32))
+    rows = [
+        bench_lower.examine("densenet", models.densenet(10, 4), "channels last", batch=2, rounds=2),
+        bench_lower.examine("+plain", models.chain(3), "channels first", batch=2, rounds=2),
+    ]
+    assert rows[0]["ratio"] > 0
+    assert "There is nothing to lower" in rows[1]["left_alone"]
+    shown = text(bench_lower.show(rows))
+    assert "densenet channels last" in shown
+    assert "left alone" in shown
 
 
 def test_growth_is_read_off_the_chains() -> None:

@@ -80,7 +80,7 @@ def product(
 ) -> Tensor:
     """Gather, norm, activate, multiply, norm and activate in plain torch.
 
-    In single and double precision the norm behind goes into the weight and costs no pass of its own.
+    In single and double precision the norm behind goes into the weight, where that is smaller than the map.
     """
     taps, before, behind = Taps.of_flat(tuple(runs)), _norm(norm), _norm(out_norm)
     matrix = weight.flatten(1)
@@ -98,10 +98,11 @@ def product(
         return channels_back(y, axis)
     x = _affine(taps.take([slab]), before, activation)
     matrix = matrix.to(slab.dtype)
-    if behind is not None:
+    if behind is not None and (torch.compiler.is_compiling() or x.numel() > matrix.numel()):  # a size may be a symbol there
         scale, shift = _folded(behind)
-        matrix, bias = matrix * scale[:, None], shift if bias is None else torch.addcmul(shift, bias, scale)
-    return channels_back(ACTIVATIONS[out_activation](functional.linear(x, matrix, bias)), axis)
+        matrix, bias, behind = matrix * scale[:, None], shift if bias is None else torch.addcmul(shift, bias, scale), None
+    y = functional.linear(x, matrix, bias)
+    return channels_back(_activated(y, out_activation) if behind is None else _affine(y, behind, out_activation), axis)
 
 
 def product_by_kernel(
@@ -144,8 +145,7 @@ def _folded(norm: Norm) -> tuple[Tensor, Tensor]:
     """Return a norm as scale and shift."""
     scale = torch.rsqrt(norm.var + norm.eps)
     scale = scale if norm.weight is None else scale * norm.weight
-    shift = -norm.mean * scale
-    return scale, shift if norm.bias is None else shift + norm.bias
+    return scale, -norm.mean * scale if norm.bias is None else torch.addcmul(norm.bias, norm.mean, scale, value=-1)
 
 
 def _affine(x: Tensor, norm: Norm | None, activation: str) -> Tensor:
@@ -153,7 +153,11 @@ def _affine(x: Tensor, norm: Norm | None, activation: str) -> Tensor:
     if norm is None:
         return ACTIVATIONS[activation](x)
     scale, shift = _folded(norm)
-    made = torch.addcmul(shift, x, scale)
+    return _activated(torch.addcmul(shift, x, scale), activation)
+
+
+def _activated(made: Tensor, activation: str) -> Tensor:
+    """Activate a map that nobody else holds."""
     return made.relu_() if activation == "relu" else ACTIVATIONS[activation](made)
 
 

@@ -1,0 +1,93 @@
+"""Does reading feature maps where they lie save time? Inference of networks as they are and lowered (swnet.lower), on a CPU.
+
+    python -m benchmarks.bench_lower                                all of them; needs torchvision
+    python -m benchmarks.bench_lower densenet121 --batch 1 8        one, at several batch sizes
+
+A name with "+" in front is rewired first (p = 0.3), and compared with itself as rewired. Both take turns, each round in the other
+order; reported is the ratio of the median times beside the quartiles of the rounds' own ratios: below 1 the lowered one is faster.
+Where plain torch has nothing to save, lowering leaves the network as it is, and the row says so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+
+import swnet
+from benchmarks.bench_prune import SHAPE, measure
+from benchmarks.models import seeded
+from benchmarks.record import quartiles, write_timings
+from benchmarks.vision import torchvision_models
+
+NETWORKS = ("densenet121", "+densenet121", "+resnet50", "+resnet18")
+LAYOUTS = {"channels first": torch.contiguous_format, "channels last": torch.channels_last}
+P = 0.3
+
+
+def examine(name: str, model: nn.Module, layout: str, batch: int, rounds: int) -> dict[str, Any]:
+    """Lower a network and time both."""
+    row: dict[str, Any] = {"name": f"{name} {layout}", "shape": list(SHAPE), "dtype": "float32", "batch": batch, "rounds": rounds}
+    row |= {"baseline": "rewired" if name.startswith("+") else "original", "peak_memory": None, "bytes": None, "flops": None}
+    try:
+        lowered = swnet.lower(model, torch.zeros(1, *SHAPE))
+    except swnet.SwnetError as error:
+        return row | {"left_alone": str(error)}
+    arms = (module.to(memory_format=LAYOUTS[layout]) for module in (model, lowered))
+    before, after = (np.array(times) for times in measure(*arms, batch, rounds, layout=LAYOUTS[layout]))
+    return row | {
+        "plain_ms": quartiles(before),
+        "lowered_ms": quartiles(after),
+        "ratio": float(np.median(after) / np.median(before)),
+        "ratio_quartiles": quartiles(after / before),
+    }
+
+
+def show(rows: Sequence[dict[str, Any]]) -> Table:
+    """Return the table of ratios."""
+    table = Table(title="Lowered against plain: inference on this machine's CPU", box=box.SIMPLE_HEAD)
+    for heading in ("", "batch", "plain ms", "lowered ms", "ratio", "its quartiles"):
+        table.add_column(heading, justify="right" if heading else "left")
+    for row in rows:
+        if "left_alone" in row:
+            table.add_row(row["name"], str(row["batch"]), "left alone", *("" for _ in range(3)))
+            continue
+        medians = (f"{row[kind][1]:.1f}" for kind in ("plain_ms", "lowered_ms"))
+        low, _, high = row["ratio_quartiles"]
+        table.add_row(row["name"], str(row["batch"]), *medians, f"{row['ratio']:.3f}", f"{low:.3f} to {high:.3f}")
+    return table
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Time the networks, print the table and keep the rows."""
+    parser = argparse.ArgumentParser(description="Time networks as they are and lowered.")
+    parser.add_argument("networks", nargs="*", default=NETWORKS, help="names in torchvision.models, rewired with a + in front")
+    parser.add_argument("--rounds", type=int, default=15, help="inferences of each (default: 15)")
+    parser.add_argument("--batch", type=int, nargs="+", default=[1, 8])
+    parser.add_argument("--no-record", action="store_true", help="print only; leave the results folder as it is")
+    options = parser.parse_args(arguments)
+    models, console = torchvision_models(), Console()
+    rows: list[dict[str, Any]] = []
+    for name in options.networks:
+        model = seeded(getattr(models, name.lstrip("+")), 0)
+        if name.startswith("+"):
+            model = swnet.transform(model, torch.zeros(1, *SHAPE), p=P)
+        for layout in LAYOUTS:
+            for batch in options.batch:
+                rows.append(examine(name, model, layout, batch, options.rounds))
+                gc.collect()
+    console.print(show(rows))
+    if not options.no_record:
+        console.print(f"Kept in {write_timings('bench_lower', rows)}")
+
+
+if __name__ == "__main__":
+    main()
