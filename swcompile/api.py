@@ -353,9 +353,12 @@ def lower(model: nn.Module, example_inputs: object = None, *, backend: str = "to
     """Return a copy of a model that, in eval mode without gradients, reads feature maps where they lie and concatenates none.
 
     Maps that layers gather from are written once, as they are made, into a slab with channels last; gather, norm, activation and a
-    1x1 convolution or linear layer behind it (with norm and activation) run as one, and the concat is never made. In train mode,
-    and where a gradient is asked for, the model runs as before: call it under torch.no_grad() or torch.inference_mode(). Its
-    modules, its state dict and what it computes are the same, up to the rounding of another order of sums.
+    1x1 convolution or linear layer behind it (with norm and activation) run as one, and that concat is never made. In train mode,
+    under autocast, and where a gradient is asked for, the model runs as before: call it under torch.no_grad() or
+    torch.inference_mode(). Its modules, its state dict and what it computes are the same, up to the rounding of another order of
+    sums. What is left alone: concats whose values are written in place, or leave the model, or meet `.view`; modules with hooks;
+    by "torch", also concats that are several runs of a slab, and those that nothing but a larger convolution reads. `swnet.save`
+    does not keep it: lower what `swnet.load` returns.
 
     Args:
         model: what `transform` made, or any model that it takes; that is then traced, and nothing else is changed.
@@ -371,14 +374,15 @@ def lower(model: nn.Module, example_inputs: object = None, *, backend: str = "to
     example = record(module).example
     graph = copy.deepcopy(module.graphs[-1])
     shaped(graph, module.shell(), example)
-    made, sites = lowered(graph, module.shell(), backend)
-    if not sites:
+    made, bypassed = lowered(graph, module.shell(), backend)
+    if made is None:
         raise SwnetError(
             "There is nothing to lower: no norm, activation, 1x1 convolution or linear layer reads a concat of feature maps along "
             "its channels"
             + (" that is one run of a slab, which is where plain torch saves something." if backend == "torch" else ".")
         )
-    return module.with_lowered(made)
+    shaped(made, module.shell(), example)  # it runs, or says what does not fit
+    return module.with_lowered(made, bypassed)
 
 
 def ledger(module: nn.Module) -> Ledger:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import _get_qualified_name, map_aggregate
 from torch.nn import functional
+from torch.utils._pytree import tree_leaves
 
 from swcompile.trace.rules import declare, same
 
@@ -195,7 +196,8 @@ class RewiredModule(fx.GraphModule):
     """A GraphModule that keeps the user's whole module tree, and may hold a second graph for eval mode.
 
     `graphs` holds the one for train mode, and the one for eval mode where it differs (`eval_graph`, else None); both call the
-    same modules. `lowered_graph`, where there is one, runs instead in eval mode when no gradient is asked for (swcompile.lower).
+    same modules. `lowered_graph`, where there is one, runs instead in eval mode when no gradient is asked for (swcompile.lower),
+    autocast is off, and no module of `bypassed` has a hook or is in train mode.
     `graph` is the one that the module's mode runs, since torch.export and others interpret it. The state dict has exactly the keys
     of the original, in its order, whether or not a graph reaches them. `swcompile` is the record of what was done
     (swcompile.api.Record), and is kept by deepcopy and pickle.
@@ -203,6 +205,7 @@ class RewiredModule(fx.GraphModule):
 
     eval_graph: fx.Graph | None = None
     lowered_graph: fx.Graph | None = None
+    bypassed: tuple[str, ...] = ()
     swcompile: Any = None
 
     @classmethod
@@ -221,8 +224,10 @@ class RewiredModule(fx.GraphModule):
     @property
     def graph(self) -> fx.Graph:
         """The graph that runs in the module's present mode, and as gradients are on or off."""
-        if self.lowered_graph is not None and not self.training and not _wants_gradients(self, (), {}):
-            return self.lowered_graph
+        if self.lowered_graph is not None and not self.training:
+            around = [self.get_submodule(path) for path in self.bypassed]
+            if _may_be_lowered(self, around, (), {}):
+                return self.lowered_graph
         return self._graph if self.training or self.eval_graph is None else self.eval_graph
 
     @graph.setter
@@ -245,13 +250,14 @@ class RewiredModule(fx.GraphModule):
         if self.eval_graph is None and self.lowered_graph is None:
             return code
         in_training = type(self).forward
-        in_eval, without_gradients = (self._forward_of(graph) for graph in (self.eval_graph, self.lowered_graph))
+        in_eval, when_lowered = (self._forward_of(graph) for graph in (self.eval_graph, self.lowered_graph))
+        around = [self.get_submodule(path) for path in self.bypassed]
 
         @functools.wraps(in_training)
         def forward(module: RewiredModule, *args: Any, **kwargs: Any) -> Any:
             run = in_training if module.training or in_eval is None else in_eval
-            if without_gradients is not None and not module.training and not _wants_gradients(module, args, kwargs):
-                run = without_gradients
+            if when_lowered is not None and not module.training and _may_be_lowered(module, around, args, kwargs):
+                run = when_lowered
             return run(module, *args, **kwargs)
 
         type(self).forward = forward
@@ -261,10 +267,10 @@ class RewiredModule(fx.GraphModule):
         """Return a graph as a function of the module and its inputs."""
         return None if graph is None else type(fx.GraphModule(self, graph)).forward
 
-    def with_lowered(self, graph: fx.Graph) -> RewiredModule:
-        """Return a copy that runs `graph` in eval mode when no gradient is asked for."""
+    def with_lowered(self, graph: fx.Graph, bypassed: tuple[str, ...]) -> RewiredModule:
+        """Return a copy that runs `graph` in eval mode when no gradient is asked for; it calls none of the modules `bypassed`."""
         made = copy.deepcopy(self)
-        made.lowered_graph = graph
+        made.lowered_graph, made.bypassed = graph, bypassed
         made.recompile()
         return made
 
@@ -273,7 +279,7 @@ class RewiredModule(fx.GraphModule):
         memo[id(self)] = made
         shell = _shell({name: copy.deepcopy(self.__dict__[name], memo) for name in _STATE if name in self.__dict__})
         graphs = [copy.deepcopy(graph) for graph in self._all_graphs()]
-        return _fill(made, shell, graphs, type(self).__name__, self.swcompile, copy.copy(self.meta))
+        return _fill(made, shell, graphs, type(self).__name__, self.swcompile, copy.copy(self.meta), self.bypassed)
 
     def _all_graphs(self) -> tuple[fx.Graph, fx.Graph | None, fx.Graph | None]:
         return self._graph, self.eval_graph, self.lowered_graph
@@ -281,15 +287,23 @@ class RewiredModule(fx.GraphModule):
     def __reduce__(self) -> tuple[Any, ...]:
         state = {name: self.__dict__[name] for name in _STATE if name in self.__dict__}
         graphs = [None if graph is None else _pack(graph) for graph in self._all_graphs()]
-        return _rebuild, (state, graphs, type(self).__name__, self.swcompile)
+        return _rebuild, (state, graphs, type(self).__name__, self.swcompile, self.bypassed)
 
 
-def _wants_gradients(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
-    """Say whether a call is to be differentiated: gradients are on, and an input or a parameter asks for one."""
-    if not torch.is_grad_enabled():
+def _may_be_lowered(module: nn.Module, around: Sequence[nn.Module], args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+    """Say whether a call in eval mode may take the lowered graph, which does without the modules `around` it.
+
+    Not where it is to be differentiated, not under autocast (whose choice of types is by operation), and not where one of those
+    modules was given a hook, or put into train mode, since.
+    """
+    if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
         return False
-    given = (value for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
-    return any(value.requires_grad for value in given) or any(parameter.requires_grad for parameter in module.parameters())
+    if any(one.training or one._forward_hooks or one._forward_pre_hooks for one in around):
+        return False
+    if not torch.is_grad_enabled():
+        return True
+    given = (value for value in tree_leaves((tuple(args), dict(kwargs))) if isinstance(value, Tensor))
+    return not any(value.requires_grad for value in (*given, *module.parameters()))
 
 
 def _shell(state: dict[str, Any]) -> nn.Module:
@@ -311,7 +325,13 @@ def _hold_extra_state(made: RewiredModule) -> None:
 
 
 def _fill(
-    made: RewiredModule, shell: nn.Module, graphs: Sequence[fx.Graph | None], name: str, record: Any, meta: dict[str, Any]
+    made: RewiredModule,
+    shell: nn.Module,
+    graphs: Sequence[fx.Graph | None],
+    name: str,
+    record: Any,
+    meta: dict[str, Any],
+    bypassed: tuple[str, ...],
 ) -> RewiredModule:
     in_training, made_eval, made_lowered = graphs
     assert in_training is not None
@@ -320,14 +340,16 @@ def _fill(
     _hold_extra_state(made)
     made.swcompile = record
     made.meta = meta
-    made.eval_graph, made.lowered_graph = made_eval, made_lowered
+    made.eval_graph, made.lowered_graph, made.bypassed = made_eval, made_lowered, bypassed
     made.recompile()
     return made
 
 
-def _rebuild(state: dict[str, Any], graphs: list[list[_Packed] | None], name: str, record: Any) -> RewiredModule:
+def _rebuild(
+    state: dict[str, Any], graphs: list[list[_Packed] | None], name: str, record: Any, bypassed: tuple[str, ...]
+) -> RewiredModule:
     unpacked = [None if graph is None else _unpack(graph) for graph in graphs]
-    return _fill(RewiredModule.__new__(RewiredModule), _shell(state), unpacked, name, record, {})
+    return _fill(RewiredModule.__new__(RewiredModule), _shell(state), unpacked, name, record, {}, bypassed)
 
 
 # fx pickles a graph as its code and traces that again, through our own functions too. So graphs are pickled as plain data.

@@ -87,8 +87,10 @@ def _cat_parts(node: fx.Node, axis: int) -> list[tuple[fx.Node, int]] | None:
     spec = spec_of(node)
     if not isinstance(parts, tuple | list) or spec is None or not isinstance(dim, int) or dim % len(spec.shape) != axis:
         return None
-    found = [(part, part_spec.shape[axis]) for part in parts if isinstance(part, fx.Node) and (part_spec := spec_of(part))]
-    return found if len(found) == len(parts) else None
+    specs = [spec_of(part) if isinstance(part, fx.Node) else None for part in parts]
+    if any(part is None or len(part.shape) != len(spec.shape) for part in specs):  # torch lets an empty tensor of any rank pass
+        return None
+    return [(part, part_spec.shape[axis]) for part, part_spec in zip(parts, specs, strict=True) if part_spec is not None]
 
 
 def share_taps(graph: fx.Graph) -> None:

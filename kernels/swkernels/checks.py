@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -31,6 +32,15 @@ def rows(x: Tensor, name: str) -> Tensor:
             "one distance: pass a channels-last map (x.contiguous(memory_format=torch.channels_last).permute(0, 2, 3, 1))."
         )
     return flat
+
+
+def lies_in_rows(x: Tensor) -> bool:
+    """Say whether a map's channels lie side by side, and its rows at one distance, as the kernels need it."""
+    sizes, strides = x.shape, x.stride()
+    if sizes[-1] > 1 and strides[-1] != 1:
+        return False
+    row = [(size, stride) for size, stride in zip(sizes[:-1], strides[:-1], strict=True) if size != 1]
+    return all(outer == stride * size for (_, outer), (size, stride) in pairwise(row))
 
 
 def check_read(sources: Sequence[Tensor], taps: Taps, norm: Norm | None, activation: str) -> None:

@@ -50,9 +50,9 @@ def gather_reference(
     return _POOLS[pool](cut.to(wanted).view(batch, high, window[0], wide, window[1], count)).to(values.dtype)
 
 
-@jit
+@jit(do_not_specialize=["apart"])
 def _gather(
-    source, starts, strides, mean, var, weight, bias, out,
+    source, apart, starts, strides, mean, var, weight, bias, out,
     pixels, channels, width, height, source_width, source_height, source_stride, out_stride, eps,
     GROUP: tl.constexpr, SCATTERED: tl.constexpr, NORM: tl.constexpr, WEIGHT: tl.constexpr, BIAS: tl.constexpr,
     ACTIVATION: tl.constexpr, POOL: tl.constexpr, HIGH: tl.constexpr, WIDE: tl.constexpr,
@@ -71,7 +71,7 @@ def _gather(
     pooled = tl.full((ROWS, CHANNELS), 0.0 if POOL == "avg" else float("-inf"), tl.float32)
     for step in range(1 if POOL == "first" else HIGH * WIDE):
         pixel = corner + (step // WIDE) * source_width + step % WIDE
-        read = pointers(source, starts, strides, pixel, channel, live, source_stride, GROUP, SCATTERED)
+        read = pointers(source, apart, starts, strides, pixel, channel, live, source_stride, GROUP, SCATTERED)
         x = tl.load(read, mask=mask, other=0.0).to(tl.float32)
         if NORM:
             scale, shift = folded(mean, var, weight, bias, channel, live, eps, WEIGHT, BIAS)
@@ -163,7 +163,7 @@ def _gather_into(
     height = 2048 // width  # two 16-byte loads a thread
     launch.run(
         _gather, launch.ceil_div(len(into), height) * launch.ceil_div(len(taps), width),
-        lie.base, lie.starts, lie.strides, mean, var, weight, bias, into,
+        *lie.maps, lie.starts, lie.strides, mean, var, weight, bias, into,
         len(into), len(taps), *pixels, lie.stride, into.stride(0), eps,
         GROUP=lie.group, SCATTERED=lie.strides is not None, NORM=mean is not None, WEIGHT=weight is not None, BIAS=bias is not None,
         ACTIVATION=activation, POOL=pool, HIGH=high, WIDE=wide, ROWS=height, CHANNELS=width, num_warps=4,

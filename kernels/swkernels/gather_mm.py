@@ -78,9 +78,9 @@ def tiles_for(rows: int, columns: int, dtype: torch.dtype) -> Tiles:
     return SHIPPED["narrow" if columns <= 32 else "half" if columns <= 64 else "wide"]
 
 
-@jit
+@jit(do_not_specialize=["apart"])
 def _gather_mm(
-    source, starts, strides, mean, var, norm_weight, norm_bias, weight, bias,
+    source, apart, starts, strides, mean, var, norm_weight, norm_bias, weight, bias,
     out_mean, out_var, out_weight, out_bias, residual, out,
     height, width, channels, source_stride, residual_stride, out_stride, eps, out_eps,
     GROUP: tl.constexpr, SCATTERED: tl.constexpr, NORM: tl.constexpr, WEIGHT: tl.constexpr, BIAS: tl.constexpr,
@@ -96,7 +96,7 @@ def _gather_mm(
     for first in range(0, channels, CHANNELS):
         channel = first + tl.arange(0, CHANNELS)
         live = channel < channels
-        read = pointers(source, starts, strides, row, channel, live, source_stride, GROUP, SCATTERED)
+        read = pointers(source, apart, starts, strides, row, channel, live, source_stride, GROUP, SCATTERED)
         x = tl.load(read, mask=in_rows[:, None] & live[None, :], other=0.0)
         w = tl.load(weight + column[None, :] * channels + channel[:, None], mask=in_columns[None, :] & live[:, None], other=0.0)
         if NORM or ACTIVATION != "none":
@@ -204,7 +204,7 @@ def _gather_mm_into(
     high, wide, deep, warps, stages = astuple(tiles_for(height, width, source.dtype))
     launch.run(
         _gather_mm, launch.ceil_div(height, high) * launch.ceil_div(width, wide),
-        lie.base, lie.starts, lie.strides, mean, var, norm_weight, norm_bias, weight.contiguous(), bias,
+        *lie.maps, lie.starts, lie.strides, mean, var, norm_weight, norm_bias, weight.contiguous(), bias,
         out_mean, out_var, out_weight, out_bias, added, into,
         height, width, len(taps), lie.stride, added.stride(0), into.stride(0), eps, out_eps,
         GROUP=lie.group, SCATTERED=lie.strides is not None, NORM=mean is not None, WEIGHT=norm_weight is not None,

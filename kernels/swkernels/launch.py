@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -11,8 +12,10 @@ from swkernels._triton import interpreting
 
 
 def run(kernel: Any, programs: int, *arguments: Any, **options: Any) -> None:
-    """Start `programs` programs of a kernel. All launches of the package go through here."""
-    kernel[(programs,)](*arguments, **options)
+    """Start `programs` programs of a kernel on the device of its tensors. All launches of the package go through here."""
+    device = next(argument.device for argument in arguments if isinstance(argument, Tensor))
+    with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+        kernel[(programs,)](*arguments, **options)
 
 
 def on_kernels(x: Tensor) -> bool:

@@ -133,6 +133,15 @@ class Places:
     stride: int
     group: int
 
+    @property
+    def maps(self) -> tuple[Tensor | None, Tensor | None]:
+        """The kernels' arguments `source` and `apart`, of which one is None.
+
+        Several maps go by `apart` where torch runs on AMD's GPUs. Its compiler takes what a small tensor's pointer leads to to lie
+        within 2 GiB of it, unless the pointer is left unspecialised, and other maps need not; but that costs the vector loads.
+        """
+        return (self.base, None) if self.strides is None or torch.version.hip is None else (None, self.base)
+
 
 def places(sources: Sequence[Tensor], taps: Taps) -> Places:
     """Return where the groups of taps lie in maps that are given as views (rows, channels)."""
@@ -143,17 +152,18 @@ def places(sources: Sequence[Tensor], taps: Taps) -> Places:
         distance, rest = divmod(source.data_ptr() - base.data_ptr(), source.element_size())
         if rest:
             raise ValueError("The maps lie at no whole number of elements from each other.")
-        group = math.gcd(group, distance, source.stride(0))
+        group = math.gcd(group, distance, source.stride(0), base.data_ptr() // base.element_size())
     owners, starts = (_constant(numbers, base.device) for numbers in (taps.owners_of(group), taps.starts_of(group)))
     offsets = torch.empty(len(starts), dtype=torch.int64, device=base.device)
     strides = torch.empty(len(starts), dtype=torch.int32, device=base.device)
+    groups = launch.power_of_two(len(starts), 16, 1024)
     for first in range(0, len(sources), AT_ONCE):
         some = [*sources[first : first + AT_ONCE]]
         some += [base] * (AT_ONCE - len(some))
         launch.run(
-            _write_places, 1,
+            _write_places, launch.ceil_div(len(starts), groups),
             base, owners, starts, offsets, strides, len(starts), first, *some, *(map_.stride(0) for map_ in some),
-            GROUPS=launch.power_of_two(len(starts), 16, 1 << 16), num_warps=4,
+            GROUPS=groups, num_warps=4,
         )  # fmt: skip
     return Places(base, offsets, strides, 0, group)
 
@@ -166,7 +176,7 @@ AT_ONCE = 4
 def _write_places(
     base, owners, starts, offsets, strides, groups, first, a, b, c, d, of_a, of_b, of_c, of_d, GROUPS: tl.constexpr
 ):  # fmt: skip
-    group = tl.arange(0, GROUPS)
+    group = tl.program_id(0) * GROUPS + tl.arange(0, GROUPS)
     live = group < groups
     owner = tl.load(owners + group, mask=live, other=-1) - first
     size: tl.constexpr = base.dtype.element_ty.primitive_bitwidth // 8
@@ -187,10 +197,12 @@ def _constant(numbers: tuple[int, ...], device: torch.device) -> Tensor:
 
 
 @jit
-def pointers(source, starts, strides, row, channel, live, stride, GROUP: tl.constexpr, SCATTERED: tl.constexpr):
+def pointers(source, apart, starts, strides, row, channel, live, stride, GROUP: tl.constexpr, SCATTERED: tl.constexpr):
     """Return pointers (rows, channels) to what taps read; `channel` counts the layer's inputs, `live` says which there are."""
     start = tl.multiple_of(tl.load(starts + channel // GROUP, mask=live, other=0), GROUP) + channel % GROUP
     if SCATTERED:
+        if source is None:
+            source = apart
         stride = tl.multiple_of(tl.load(strides + channel // GROUP, mask=live, other=0), GROUP)
         return source + start[None, :] + row[:, None] * stride[None, :]
     return source + row[:, None] * stride + start[None, :]

@@ -30,19 +30,25 @@ _TARGETS = {
 BACKENDS = tuple(_TARGETS)
 
 
-def lowered(graph: fx.Graph, root: nn.Module, backend: str) -> tuple[fx.Graph, tuple[Site, ...]]:
-    """Return a lowered copy of an eval-mode graph whose values have their shapes, and the sites in it (nodes of the original)."""
+def lowered(graph: fx.Graph, root: nn.Module, backend: str) -> tuple[fx.Graph | None, tuple[str, ...]]:
+    """Return a lowered copy of an eval-mode graph whose values have their shapes, and the paths of the modules it bypasses.
+
+    None where nothing was lowered.
+    """
     copies: dict[fx.Node, fx.Node] = {}
     made = fx.Graph()
     made.output(made.graph_copy(graph, copies))
     apart, slabbed = _divided(graph, find_sites(graph, root), backend)
+    if not apart and not slabbed:
+        return None, ()
     for region in lay_out_regions(graph, slabbed):
         _emit(made, region, copies, root, backend)
     for site in apart:
         _emit_apart(made, site, copies, root, backend)
     drop_unread(made)
     made.lint()
-    return made, (*apart, *slabbed)
+    bypassed = (node for site in (*apart, *slabbed) for node in site.steps if node.op == "call_module")
+    return made, tuple(dict.fromkeys(str(node.target) for node in bypassed))
 
 
 def _divided(graph: fx.Graph, sites: Sequence[Site], backend: str) -> tuple[tuple[Site, ...], tuple[Site, ...]]:
@@ -77,10 +83,14 @@ def _emit(made: fx.Graph, region: Region, copies: dict[fx.Node, fx.Node], root: 
     for source, start in zip(region.maps, region.starts, strict=True):
         copy = copies[source]
         behind = _behind_placeholders(made, copy)
+        if not slabs:
+            with made.inserting_after(behind):
+                behind = slab = made.call_function(run.new_slab, (copy, region.width, region.axis))
+        elif copy.op == "placeholder":  # several of them: one put behind the other
+            behind = slab
         with made.inserting_after(behind):
-            slab = slabs[-1][1] if slabs else made.call_function(run.new_slab, (copy, region.width, region.axis))
-        with made.inserting_after(behind if slabs else slab):
-            slabs.append((order[copy], made.call_function(put, (slab, copy, start, region.axis))))
+            slab = made.call_function(put, (slab, copy, start, region.axis))
+        slabs.append((order[copy], slab))
     for site in region.sites:
         last = copies[site.last]
         slab = [node for place, node in slabs if place < order[last]][-1]

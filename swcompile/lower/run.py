@@ -1,7 +1,6 @@
 """What a lowered graph calls: make a slab, put a map into it, read a product or a map from it. Once in plain torch, once in Triton.
 
-Maps are (N, C, *spatial) where `axis` is 1, and (..., C) where it is -1; a slab is (N, *spatial, width), or (..., width). Under
-autocast a slab has autocast's type, as the convolutions that would have read the concat.
+Maps are (N, C, *spatial) where `axis` is 1, and (..., C) where it is -1; a slab is (N, *spatial, width), or (..., width).
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ from torch.nn import functional
 
 from swkernels import Norm, Taps, gather, gather_mm, gather_mm_reference, gather_reference
 from swkernels.affine import ACTIVATIONS, NO_NORM
+from swkernels.checks import DTYPES, lies_in_rows
 
 NormParts = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, float]
 """Mean, variance, weight, bias and eps; all None where there is no norm."""
@@ -31,7 +31,7 @@ def channels_back(x: Tensor, axis: int) -> Tensor:
 
 def new_slab(like: Tensor, width: int, axis: int) -> Tensor:
     """Return an empty slab for maps of the size of `like`."""
-    return torch.empty((*channels_last(like, axis).shape[:-1], width), dtype=_dtype(like), device=like.device)
+    return like.new_empty((*channels_last(like, axis).shape[:-1], width))
 
 
 def put(slab: Tensor, x: Tensor, start: int, axis: int) -> Tensor:
@@ -41,22 +41,23 @@ def put(slab: Tensor, x: Tensor, start: int, axis: int) -> Tensor:
 
 
 def put_by_kernel(slab: Tensor, x: Tensor, start: int, axis: int) -> Tensor:
-    """Write a map into its slice of a slab, and return the slab; a map that does not lie channels-last is copied by torch."""
+    """Write a map into its slice of a slab, and return the slab; torch copies what the kernel cannot step through."""
     last = channels_last(x, axis)
-    if last.stride(-1) != 1 or last.dtype != slab.dtype:
+    if last.dtype not in DTYPES or not lies_in_rows(last):
         return put(slab, x, start, axis)
     gather(last, Taps.of((0, last.shape[-1])), out=slab[..., start : start + last.shape[-1]])
     return slab
 
 
 def beside(*maps: Tensor, axis: int) -> tuple[Tensor, ...]:
-    """Return maps as the kernels read them where they lie: channels last, of one type. What lies otherwise is copied."""
-    return tuple(channels_last(x, axis).to(_dtype(maps[0])).contiguous() for x in maps)
+    """Return maps as the kernels read them where they lie, channels last. What lies otherwise is copied."""
+    last = (channels_last(x, axis) for x in maps)
+    return tuple(x if lies_in_rows(x) else x.contiguous() for x in last)
 
 
 def read_map(slab: Tensor, runs: Sequence[int], axis: int, norm: NormParts, activation: str) -> Tensor:
     """Gather, norm and activate in plain torch."""
-    taps, given = Taps.of_flat(tuple(runs)), _norm(norm)
+    taps, given = Taps.of_flat(runs), _norm(norm)
     if slab.dtype in (torch.float32, torch.float64):
         return channels_back(_affine(taps.take([slab]), given, activation), axis)
     return channels_back(gather_reference(slab, taps, norm=given, activation=activation), axis)
@@ -64,7 +65,8 @@ def read_map(slab: Tensor, runs: Sequence[int], axis: int, norm: NormParts, acti
 
 def read_map_by_kernel(maps: Tensor | Sequence[Tensor], runs: Sequence[int], axis: int, norm: NormParts, activation: str) -> Tensor:
     """Gather, norm and activate in one kernel, from a slab or from what `beside` returned."""
-    return channels_back(gather(maps, Taps.of_flat(tuple(runs)), norm=_norm(norm), activation=activation), axis)
+    how = gather if _first(maps).dtype in DTYPES else gather_reference
+    return channels_back(how(maps, Taps.of_flat(runs), norm=_norm(norm), activation=activation), axis)
 
 
 def product(
@@ -82,13 +84,13 @@ def product(
 
     In single and double precision the norm behind goes into the weight, where that is smaller than the map.
     """
-    taps, before, behind = Taps.of_flat(tuple(runs)), _norm(norm), _norm(out_norm)
+    taps, before, behind = Taps.of_flat(runs), _norm(norm), _norm(out_norm)
     matrix = weight.flatten(1)
     if slab.dtype not in (torch.float32, torch.float64):
         y = gather_mm_reference(
             slab,
             taps,
-            matrix.to(slab.dtype),
+            matrix,
             norm=before,
             activation=activation,
             bias=bias,
@@ -97,7 +99,6 @@ def product(
         )
         return channels_back(y, axis)
     x = _affine(taps.take([slab]), before, activation)
-    matrix = matrix.to(slab.dtype)
     if behind is not None and (torch.compiler.is_compiling() or x.numel() > matrix.numel()):  # a size may be a symbol there
         scale, shift = _folded(behind)
         matrix, bias, behind = matrix * scale[:, None], shift if bias is None else torch.addcmul(shift, bias, scale), None
@@ -117,11 +118,11 @@ def product_by_kernel(
     out_activation: str,
 ) -> Tensor:
     """Gather, norm, activate, multiply, norm and activate in one kernel, from a slab or from what `beside` returned."""
-    dtype = maps.dtype if isinstance(maps, Tensor) else maps[0].dtype
-    y = gather_mm(
+    how = gather_mm if _first(maps).dtype in DTYPES else gather_mm_reference
+    y = how(
         maps,
-        Taps.of_flat(tuple(runs)),
-        weight.flatten(1).to(dtype),
+        Taps.of_flat(runs),
+        weight.flatten(1),
         norm=_norm(norm),
         activation=activation,
         bias=bias,
@@ -131,9 +132,8 @@ def product_by_kernel(
     return channels_back(y, axis)
 
 
-def _dtype(x: Tensor) -> torch.dtype:
-    kind = x.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) and x.is_floating_point() else x.dtype
+def _first(maps: Tensor | Sequence[Tensor]) -> Tensor:
+    return maps if isinstance(maps, Tensor) else maps[0]
 
 
 def _norm(parts: NormParts) -> Norm | None:

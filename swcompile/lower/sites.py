@@ -10,7 +10,7 @@ Concats of concats, and slices of either, are followed to the maps that they are
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,6 +18,7 @@ import torch
 from torch import fx, nn
 from torch.nn import functional
 
+from swcompile.trace.purify import WRITES
 from swcompile.trace.shapes import Spec, spec_of
 
 _CATS = (torch.cat, torch.concat, torch.concatenate)
@@ -32,8 +33,9 @@ _FUNCTIONS: Mapping[object, str] = {
     functional.silu: "silu",
     functional.hardswish: "hardswish",
 }
-_IDENTITIES = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
-"""Modules that do nothing in eval mode."""
+_FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+_BY_STRIDES = ("view", "view_as", "as_strided", "set_")
+"""Methods that fail or change with the strides of a value, which a site does not keep."""
 
 
 @dataclass(frozen=True)
@@ -63,9 +65,15 @@ class Site:
     out_activation: fx.Node | None = None
 
     @property
+    def steps(self) -> tuple[fx.Node, ...]:
+        """The nodes behind the concat that the site takes the place of, in order."""
+        found = (self.norm, self.activation, self.layer, self.out_norm, self.out_activation)
+        return tuple(node for node in found if node is not None)
+
+    @property
     def last(self) -> fx.Node:
         """The node whose value the site makes."""
-        return self.out_activation or self.out_norm or self.layer or self.activation or self.norm or self.cat
+        return (self.cat, *self.steps)[-1]
 
     @property
     def is_bare(self) -> bool:
@@ -82,8 +90,18 @@ def find_sites(graph: fx.Graph, root: nn.Module) -> tuple[Site, ...]:
     """Return the sites of an eval-mode graph whose values have their shapes, in the order of their concats.
 
     A concat that others read too, or that only others read, is a bare site of its own, unless it is only part of another one.
+    None are found in a graph that writes into its values, or switches autocast: a site reads its maps at another moment than the
+    concat did.
     """
-    return tuple(site for node in graph.nodes if _is_cat(node) for site in _behind(node, root))
+    if any(WRITES in node.meta or "autocast" in str(node.target) for node in graph.nodes):
+        return ()
+    found = (site for node in graph.nodes if _is_cat(node) for site in _behind(node, root))
+    return tuple(site for site in found if not _goes_by_strides(site.last))
+
+
+def _goes_by_strides(node: fx.Node) -> bool:
+    """Say whether a value leaves the graph, or meets an operation that goes by its strides."""
+    return any(user.op == "output" or (user.op == "call_method" and user.target in _BY_STRIDES) for user in node.users)
 
 
 def _behind(cat: fx.Node, root: nn.Module) -> Iterator[Site]:
@@ -92,13 +110,30 @@ def _behind(cat: fx.Node, root: nn.Module) -> Iterator[Site]:
     if axis is None:
         return
     pieces = tuple(pieces_of(cat, axis))
-    if any(spec_of(piece.source) is None for piece in pieces):
+    if not _alike(cat, pieces, axis):
         return
     bare = Site(cat, pieces, axis)
     sites = [_with_product(_with_norm(bare, user, root), user, root) for user in cat.users if not _is_part(cat, user, axis)]
     yield from (site for site in sites if not site.is_bare)
     if any(site.is_bare for site in sites):
         yield bare
+
+
+def _alike(cat: fx.Node, pieces: Sequence[Piece], axis: int) -> bool:
+    """Say whether maps are floating, of the concat's type and of its size but for the channels, and are all that it is made of."""
+    whole = spec_of(cat)
+    if whole is None or whole.dtype not in _FLOATS or sum(piece.stop - piece.start for piece in pieces) != whole.shape[axis]:
+        return False
+    for spec in (spec_of(piece.source) for piece in pieces):
+        if spec is None or spec.dtype != whole.dtype or _but_channels(spec, axis) != _but_channels(whole, axis):
+            return False
+    return True
+
+
+def _but_channels(spec: Spec, axis: int) -> tuple[int, ...]:
+    shape = list(spec.shape)
+    del shape[axis]
+    return tuple(shape)
 
 
 def _is_part(cat: fx.Node, user: fx.Node, axis: int) -> bool:
@@ -108,13 +143,13 @@ def _is_part(cat: fx.Node, user: fx.Node, axis: int) -> bool:
 
 def _with_norm(site: Site, user: fx.Node, root: nn.Module) -> Site:
     """Take in a norm that reads the concat, and an activation behind it, or an activation alone where a product follows."""
-    if is_norm(user, root) and _norms_channels(user, site.axis):
+    if is_norm(user, root) and _norms_channels(user, site.cat, site.axis):
         follows = _only_user(user)
         active = follows if follows is not None and activation_of(follows, root) is not None else None
         return replace(site, norm=user, activation=active)
     if activation_of(user, root) is not None:
         follows = _only_user(user)
-        if follows is not None and is_product(follows, site.axis, root):
+        if follows is not None and is_product(follows, site.cat, site.axis, root):
             return replace(site, activation=user)
     return site
 
@@ -123,17 +158,17 @@ def _with_product(site: Site, user: fx.Node, root: nn.Module) -> Site:
     """Take in a 1x1 convolution or linear layer, and the norm and activation behind it."""
     before = site.activation or site.norm
     layer = user if before is None else _only_user(before)
-    if layer is None or not is_product(layer, site.axis, root) or layer.args != (before or site.cat,):
+    if layer is None or not is_product(layer, site.cat, site.axis, root) or layer.args != (before or site.cat,):
         return site
     norm = _only_user(layer)
-    norm = norm if norm is not None and is_norm(norm, root) and _norms_channels(norm, site.axis) else None
+    norm = norm if norm is not None and is_norm(norm, root) and _norms_channels(norm, layer, site.axis) else None
     active = _only_user(norm or layer)
     active = active if active is not None and activation_of(active, root) is not None else None
     return replace(site, layer=layer, out_norm=norm, out_activation=active)
 
 
 def pieces_of(node: fx.Node, axis: int) -> Iterator[Piece]:
-    """Follow concats, splits and what does nothing back to the maps; yield what a value is made of, neighbours joined."""
+    """Follow concats and splits back to the maps; yield what a value is made of, neighbours joined."""
     last: Piece | None = None
     for piece in _unjoined(node, axis):
         if last is not None and last.source is piece.source and last.stop == piece.start:
@@ -173,7 +208,7 @@ def _slice(node: fx.Node, axis: int) -> tuple[fx.Node, int, int] | None:
     if split.target not in (torch.split, torch.functional.split) or len(split.args) != 3:
         return None
     source, sizes, dim = split.args
-    if not isinstance(sizes, list | tuple) or not _same_axis(dim, axis, source):
+    if not isinstance(sizes, list | tuple) or not all(isinstance(size, int) for size in sizes) or not _same_axis(dim, axis, source):
         return None
     start = sum(sizes[: node.args[1]])
     return source, start, start + sizes[node.args[1]]
@@ -184,15 +219,19 @@ def _is_cat(node: fx.Node) -> bool:
 
 
 def _parts(cat: fx.Node) -> list[fx.Node]:
+    """Return the parts of a concat; none where they are not written out, or differ in rank, as an empty tensor of no shape may."""
     given: Any = cat.args[0] if cat.args else cat.kwargs.get("tensors")
-    return list(given)
+    if not isinstance(given, list | tuple) or not all(isinstance(part, fx.Node) for part in given):
+        return []
+    ranks = {len(spec.shape) if (spec := spec_of(part)) is not None else None for part in (cat, *given)}
+    return list(given) if len(ranks) == 1 and None not in ranks else []
 
 
 def _axis(cat: fx.Node) -> int | None:
     """Return 1 or -1 where a concat is along channels, which is what a product behind it needs; None for any other."""
     spec = spec_of(cat)
     dim: Any = cat.args[1] if len(cat.args) > 1 else cat.kwargs.get("dim", 0)
-    if spec is None or not isinstance(dim, int) or not all(isinstance(part, fx.Node) for part in _parts(cat)):
+    if spec is None or not isinstance(dim, int) or not _parts(cat):
         return None
     dim %= len(spec.shape)
     rank = len(spec.shape)
@@ -212,17 +251,17 @@ def _width(node: fx.Node, axis: int) -> int:
 
 
 def _only_user(node: fx.Node) -> fx.Node | None:
-    """Return what reads a value, where one node does, and reads it once."""
+    """Return what reads a value, where one node does."""
     users = list(node.users)
-    return users[0] if len(users) == 1 and users[0].all_input_nodes.count(node) == 1 else None
+    return users[0] if len(users) == 1 else None
 
 
 def module_of(node: fx.Node, root: nn.Module) -> nn.Module | None:
-    """Return the module a node calls, where it may be bypassed: a hook of the user's must run."""
+    """Return the module a node calls, where it may be bypassed: a hook or a forward of the user's must run."""
     if node.op != "call_module":
         return None
     module = root.get_submodule(str(node.target))
-    return None if module._forward_hooks or module._forward_pre_hooks else module
+    return None if module._forward_hooks or module._forward_pre_hooks or "forward" in module.__dict__ else module
 
 
 def is_norm(node: fx.Node, root: nn.Module) -> bool:
@@ -231,9 +270,9 @@ def is_norm(node: fx.Node, root: nn.Module) -> bool:
     return type(module) in _NORMS and module.running_mean is not None  # type: ignore[union-attr]
 
 
-def _norms_channels(norm: fx.Node, axis: int) -> bool:
-    """Say whether a batch norm, which goes by its input's second axis, goes by the axis of the channels."""
-    spec = spec_of(norm)
+def _norms_channels(norm: fx.Node, value: fx.Node, axis: int) -> bool:
+    """Say whether a batch norm, which goes by its input's second axis, goes by the channels of a value."""
+    spec = spec_of(value)
     return spec is not None and (axis == 1 or len(spec.shape) == 2)
 
 
@@ -249,13 +288,17 @@ def activation_of(node: fx.Node, root: nn.Module) -> str | None:
     return _MODULES.get(type(module)) if module is not None else None
 
 
-def is_product(node: fx.Node, axis: int, root: nn.Module) -> bool:
-    """Say whether a node is a product with the channels: a linear layer over the last axis, or a plain 1x1 convolution."""
-    module = module_of(node, root)
+def is_product(node: fx.Node, cat: fx.Node, axis: int, root: nn.Module) -> bool:
+    """Say whether a node is a product with a concat's channels: a linear layer over the last axis, or a plain 1x1 convolution."""
+    module, spec = module_of(node, root), spec_of(cat)
+    if module is None or spec is None:
+        return False
     if axis == -1:
-        return type(module) is nn.Linear
+        return type(module) is nn.Linear and module.in_features == spec.shape[-1]
     if type(module) not in (nn.Conv1d, nn.Conv2d, nn.Conv3d):
         return False
     conv: Any = module
+    if len(spec.shape) != 2 + len(conv.kernel_size) or conv.in_channels != spec.shape[1]:  # without a batch, axis 1 is the height
+        return False
     plain = {*conv.kernel_size, *conv.stride, *conv.dilation, conv.groups} == {1}
     return plain and conv.padding in ("same", "valid", (0,) * len(conv.kernel_size))

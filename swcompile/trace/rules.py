@@ -238,14 +238,20 @@ def concatenated(node: fx.Node, context: Context) -> Result:
 
 
 def joined(node: fx.Node) -> tuple[Sequence[fx.Node], int]:
-    """Return the parts of a concatenation and its axis; -1 where that is not known."""
+    """Return the parts of a concatenation and its axis; -1 where that is not known.
+
+    An empty part of another rank, which torch lets pass, is none.
+    """
     parts = source(node) if node.args else node.kwargs.get("tensors")
     spec = spec_of(node)
     if not isinstance(parts, tuple | list) or not all(isinstance(part, fx.Node) for part in parts):
         return (), -1
     dim = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else 0)
-    known = spec is not None and isinstance(dim, int) and all(spec_of(part) is not None for part in parts)
-    return parts, dim % len(spec.shape) if known and spec is not None and isinstance(dim, int) else -1
+    specs = [spec_of(part) for part in parts]
+    if spec is None or not isinstance(dim, int) or None in specs:
+        return parts, -1
+    rank = len(spec.shape)
+    return [part for part, own in zip(parts, specs, strict=True) if own is not None and len(own.shape) == rank], dim % rank
 
 
 def stacked(node: fx.Node, context: Context) -> Result:

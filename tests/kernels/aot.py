@@ -31,22 +31,40 @@ TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
 TYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", torch.int32: "i32", torch.int64: "i64"}
 
 
-def compiled(target: GPUTarget, call: Callable[[], object]) -> dict[str, Any]:
-    """Compile the one kernel that a call launches, on tensors that need no GPU, and return what came out."""
+def compiled(target: GPUTarget, call: Callable[[], object], which: int = -1) -> dict[str, Any]:
+    """Compile a kernel that a call launches, the last one, on tensors that need no GPU, and return what came out."""
     launched: list[tuple[Any, tuple[Any, ...], dict[str, Any]]] = []
 
     def note(kernel: Any, _: int, *arguments: Any, **options: Any) -> None:
         launched.append((kernel, arguments, options))
 
-    with mock.patch.object(launch, "run", note), mock.patch.object(launch, "on_kernels", return_value=True):
+    hip = "7.0" if target.backend == "hip" else None
+    with (
+        mock.patch.object(launch, "run", note),
+        mock.patch.object(launch, "on_kernels", return_value=True),
+        mock.patch.object(torch.version, "hip", hip),
+    ):
         call()
-    kernel, arguments, options = launched[-1]  # in front of it, the one that writes the addresses of maps that lie apart
+    return _compiled(target, *launched[which])
+
+
+def _compiled(target: GPUTarget, kernel: Any, arguments: tuple[Any, ...], options: dict[str, Any]) -> dict[str, Any]:
     names = kernel.arg_names
+    plain = {parameter.name for parameter in kernel.params if parameter.do_not_specialize}
+    aligned = plain | {parameter.name for parameter in kernel.params if parameter.do_not_specialize_on_alignment}
     constants = {name: value for name, value in options.items() if name in names}
     runtime = dict(zip(names, arguments, strict=False))
     signature = {name: "constexpr" if name in constants else _type(runtime[name]) for name in names}
     constants |= {name: runtime[name] for name, kind in signature.items() if kind == "constexpr" and name in runtime}
-    attributes = {(names.index(name),): [["tt.divisibility", 16]] for name, value in runtime.items() if _divisible(value)}
+    attributes = {
+        (names.index(name),): [["tt.divisibility", 16]]
+        for name, value in runtime.items()
+        if name not in aligned and signature[name] != "constexpr" and _divisible(value)
+    }
+    if target.backend == "hip":  # its launcher says of tensors of up to 2 GiB that offsets have 32 bits
+        for name, value in runtime.items():
+            if isinstance(value, Tensor) and name not in plain:
+                attributes.setdefault((names.index(name),), []).append(["tt.pointer_range", 32])
     source = ASTSource(kernel, signature, {(names.index(name),): value for name, value in constants.items()}, attributes)
     made = triton.compile(
         source, target=target, options={key: options[key] for key in ("num_warps", "num_stages", "maxnreg") if key in options}
@@ -96,8 +114,11 @@ def _on_amd(made: Any) -> dict[str, Any]:
     }  # type: ignore[index]
     return {
         "registers": counts["vgpr_count"],
-        "spills": counts["vgpr_spill_count"] + counts["sgpr_spill_count"],
+        "spills": counts["vgpr_spill_count"],
+        "scalar_spills": counts["sgpr_spill_count"],  # into lanes of vector registers, not into memory
         "mfma": text.count("v_mfma"),
+        "near_loads": len(re.findall(r"buffer_load_\w+", text)),  # within 2 GiB of their base
+        "far_loads": len(re.findall(r"(?:global|flat)_load_\w+", text)),
     }
 
 
@@ -168,7 +189,9 @@ def cases() -> Iterator[tuple[str, Callable[[], object]]]:
 def main() -> None:
     """Compile all cases for the target that is named."""
     target = TARGETS[sys.argv[1]]
-    json.dump({name: compiled(target, call) for name, call in cases()}, sys.stdout, indent=1)
+    report = {name: compiled(target, call) for name, call in cases()}
+    report["write_places"] = compiled(target, scattered(SHIPPED["wide"], torch.bfloat16), 0)
+    json.dump(report, sys.stdout, indent=1)
 
 
 if __name__ == "__main__":
