@@ -240,7 +240,7 @@ def concatenated(node: fx.Node, context: Context) -> Result:
 def joined(node: fx.Node) -> tuple[Sequence[fx.Node], int]:
     """Return the parts of a concatenation and its axis; -1 where that is not known.
 
-    An empty part of another rank, which torch lets pass, is none.
+    An empty vector among larger tensors, which torch lets pass in `cat`, is no part.
     """
     parts = source(node) if node.args else node.kwargs.get("tensors")
     spec = spec_of(node)
@@ -251,7 +251,8 @@ def joined(node: fx.Node) -> tuple[Sequence[fx.Node], int]:
     if spec is None or not isinstance(dim, int) or None in specs:
         return parts, -1
     rank = len(spec.shape)
-    return [part for part, own in zip(parts, specs, strict=True) if own is not None and len(own.shape) == rank], dim % rank
+    left = [part for part, own in zip(parts, specs, strict=True) if rank <= 2 or own is None or own.shape != (0,)]
+    return left, dim % rank
 
 
 def stacked(node: fx.Node, context: Context) -> Result:
