@@ -25,8 +25,9 @@ from torch import nn
 import swnet
 from benchmarks.bench_prune import SHAPE, measure
 from benchmarks.models import seeded
-from benchmarks.record import quartiles, write_timings
+from benchmarks.record import compared, quartiles, write_timings
 from benchmarks.vision import torchvision_models
+from swcompile.errors import NothingToDoError
 
 NETWORKS = ("densenet121", "+densenet121", "+resnet50", "+resnet18")
 LAYOUTS = {"channels first": torch.contiguous_format, "channels last": torch.channels_last}
@@ -39,16 +40,18 @@ def examine(name: str, model: nn.Module, layout: str, batch: int, rounds: int) -
     row |= {"baseline": "rewired" if name.startswith("+") else "original", "peak_memory": None, "bytes": None, "flops": None}
     try:
         lowered = swnet.lower(model, torch.zeros(1, *SHAPE))
-    except swnet.SwnetError as error:
+    except NothingToDoError as error:
         return row | {"left_alone": str(error)}
     arms = (module.to(memory_format=LAYOUTS[layout]) for module in (model, lowered))
     before, after = (np.array(times) for times in measure(*arms, batch, rounds, layout=LAYOUTS[layout]))
-    return row | {
-        "plain_ms": quartiles(before),
-        "lowered_ms": quartiles(after),
-        "ratio": float(np.median(after) / np.median(before)),
-        "ratio_quartiles": quartiles(after / before),
-    }
+    return (
+        row
+        | {
+            "plain_ms": quartiles(before),
+            "lowered_ms": quartiles(after),
+        }
+        | compared(before, after)
+    )
 
 
 def show(rows: Sequence[dict[str, Any]]) -> Table:

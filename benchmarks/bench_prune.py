@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 import swnet
 from benchmarks.models import seeded
-from benchmarks.record import quartiles, write_timings
+from benchmarks.record import compared, quartiles, write_timings
 from benchmarks.vision import torchvision_models
 
 NETWORKS = ("densenet121", "resnet50", "vgg16", "mobilenet_v2", "efficientnet_b0", "vit_b_16")
@@ -83,17 +83,19 @@ def examine(name: str, original: nn.Module, measured: str, part: int, batch: int
     ledger = swnet.ledger(pruned)
     assert getattr(ledger.after, measured) <= budget, f"{name} has {getattr(ledger.after, measured):,} of at most {budget:,}"
     before, after = (np.array(times) for times in measure(original, pruned, batch, rounds))
-    return row | {
-        "params": [ledger.before.params, ledger.after.params],
-        "macs": [ledger.before.macs, ledger.after.macs],
-        "p_achieved": ledger.after.p_achieved,
-        "bytes": None,
-        "flops": 2 * ledger.after.macs * batch,
-        "original_ms": quartiles(before),
-        "pruned_ms": quartiles(after),
-        "ratio": float(np.median(after) / np.median(before)),
-        "ratio_quartiles": quartiles(after / before),
-    }
+    return (
+        row
+        | {
+            "params": [ledger.before.params, ledger.after.params],
+            "macs": [ledger.before.macs, ledger.after.macs],
+            "p_achieved": ledger.after.p_achieved,
+            "bytes": None,
+            "flops": 2 * ledger.after.macs * batch,
+            "original_ms": quartiles(before),
+            "pruned_ms": quartiles(after),
+        }
+        | compared(before, after)
+    )
 
 
 def show(rows: Sequence[dict[str, Any]]) -> Table:

@@ -9,7 +9,8 @@ Each needs `make data`. A grid is a dataclass: what is trained, on what, for how
 the same weights (where they have the same) and see the same images, in the same order and augmented alike, under the same schedule.
 A curve is a file of JSON lines, one an evaluation; `train_loss` in it is the mean over the last epoch's worth of steps (fewer at
 the start), so that the original's last value is the mean loss of its last epoch. A run whose curve is there already is not run
-again, so a grid that was stopped goes on with the run it was in; `--arms` lets several processes share one. A target counts as
+again unless `--again` says so, and a grid that was stopped goes on with the run it was in; `--arms` lets several processes share
+one. A target counts as
 reached at the first evaluation around which the median of three is at or below it. The seconds are those of this machine beside
 whatever else ran on it: for the cost of a step see bench_step.py.
 """
@@ -25,7 +26,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from rich import box
@@ -91,7 +92,7 @@ class Grid:
     lr: float = 0.05
     momentum: float = 0.9
     weight_decay: float = 5e-4
-    schedule: str = "one-cycle"
+    schedule: Literal["one-cycle", "steps"] = "one-cycle"
     """How `lr` goes: "one-cycle" is up to it and down again, "steps" a tenth of it after half and three quarters of the epochs."""
     bfloat16: bool = False
     """Whether forward and backward run under autocast to bfloat16."""
@@ -365,13 +366,13 @@ def by_epoch(curve: Curve) -> str:
     return f"training loss by epoch, {curve[0]['arm']}, seed {curve[0]['seed']}: {' '.join(losses)}"
 
 
-def run(grid: Grid, seeds: Sequence[int], data: Dataset, folder: Path, device: torch.device = CPU) -> None:
-    """Train every arm with every seed, and keep each curve as soon as it is complete; what is kept already is not run again."""
+def run(grid: Grid, seeds: Sequence[int], data: Dataset, folder: Path, device: torch.device = CPU, *, again: bool = False) -> None:
+    """Train every arm with every seed, and keep each curve as soon as it is complete; what is kept is run `again` only if asked."""
     images = Images(data, grid, device)
     for seed in seeds:
         for arm in grid.arms:
             file = folder / f"{grid.model}-{grid.data}-{arm.name}-seed{seed}.jsonl"
-            if file.exists():
+            if file.exists() and not again:
                 _recognise(file, grid, arm, seed)
                 continue
             curve = train(grid, arm, seed, images)
@@ -379,9 +380,15 @@ def run(grid: Grid, seeds: Sequence[int], data: Dataset, folder: Path, device: t
 
 
 def _recognise(file: Path, grid: Grid, arm: Arm, seed: int) -> None:
-    """Say that a run is there already; raise SystemExit where the file holds another."""
+    """Say that a run is there already; raise SystemExit where the file holds another.
+
+    What a curve does not say is what there was no choice of when it was written, and is what has become the default.
+    """
     found, wanted = read_curve(file)[0], _identity(grid, arm, seed)
-    if any(found.get(key) != value for key, value in wanted.items()):
+    options = {field.name: field.default for field in dataclasses.fields(Grid)} | found["options"]
+    if any(options[key] != value for key, value in grid.options.items()) or any(
+        found.get(key) != value for key, value in wanted.items() if key != "options"
+    ):
         raise SystemExit(f"{file} was made under other options; move it away, or use another folder (--results).")
     console.print(f"{arm.name:16} seed {seed}  is there already", highlight=False)
 
@@ -399,6 +406,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("grid", choices=GRIDS, help="what to train")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="seeds of weights, data order and topology (default: 0)")
     parser.add_argument("--arms", nargs="+", help="only these arms (default: all)")
+    parser.add_argument("--again", action="store_true", help="train also where a curve is there already, and replace it")
     parser.add_argument("--report", action="store_true", help="do not train; print the tables from the curves")
     parser.add_argument("--results", type=Path, default=RESULTS / "convergence", help="where the curves lie")
     options = parser.parse_args(arguments)
@@ -409,7 +417,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         form = "bfloat16" if grid.bfloat16 else "float32"
         trained = f"{grid.model} on {grid.subset}, {grid.epochs} epochs of batch {grid.batch}"
         console.print(f"{trained}, {grid.schedule} from lr {grid.lr:g}, {form}, on {device.type}", highlight=False)
-        run(grid, options.seeds, load(grid.data), folder, device)
+        run(grid, options.seeds, load(grid.data), folder, device, again=options.again)
     curves = read_curves(GRIDS[options.grid], folder)
     console.print(summary(curves))
     console.print(report(curves))

@@ -53,6 +53,11 @@ def quartiles(values: NDArray[np.float64]) -> list[float]:
     return [round(float(value), 4) for value in np.quantile(values, (0.25, 0.5, 0.75))]
 
 
+def compared(before: NDArray[np.float64], after: NDArray[np.float64]) -> dict[str, Any]:
+    """Return the ratio of the median times, and the quartiles of the rounds' own ratios."""
+    return {"ratio": float(np.median(after) / np.median(before)), "ratio_quartiles": quartiles(after / before)}
+
+
 def hardware() -> str:
     """Name the accelerator, else the processor and the threads that torch uses."""
     if torch.cuda.is_available():

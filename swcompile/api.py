@@ -350,7 +350,7 @@ def _surveyed(traced: Traced, options: Options) -> Survey:
 
 
 def lower(model: nn.Module, example_inputs: object = None, *, backend: str = "torch") -> RewiredModule:
-    """Return a copy of a model that, in eval mode without gradients, reads feature maps where they lie and concatenates none.
+    """Return a copy of a model that, in eval mode without gradients, reads feature maps where they lie: concats become slabs.
 
     Maps that layers gather from are written once, as they are made, into a slab with channels last; gather, norm, activation and a
     1x1 convolution or linear layer behind it (with norm and activation) run as one, and that concat is never made. In train mode,
@@ -366,7 +366,8 @@ def lower(model: nn.Module, example_inputs: object = None, *, backend: str = "to
         backend: "torch", plain torch operations, on any device; or "triton", the kernels of swkernels, on a GPU.
 
     Raises:
-        SwnetError: a backend that there is not, or a model that cannot be traced or has no gather with anything to save.
+        SwnetError: a backend that there is not, or a model that cannot be traced.
+        NothingToDoError: a SwnetError, where no concat can be lowered.
     """
     if backend not in BACKENDS:
         raise SwnetError(f"There is no backend {backend!r}; there are {', '.join(BACKENDS)}.")
@@ -376,10 +377,10 @@ def lower(model: nn.Module, example_inputs: object = None, *, backend: str = "to
     shaped(graph, module.shell(), example)
     made, bypassed = lowered(graph, module.shell(), backend)
     if made is None:
-        raise SwnetError(
+        where = " that is one run of a slab, which is where plain torch saves something" if backend == "torch" else ""
+        raise NothingToDoError(
             "There is nothing to lower: no norm, activation, 1x1 convolution or linear layer reads a concat of feature maps along "
-            "its channels"
-            + (" that is one run of a slab, which is where plain torch saves something." if backend == "torch" else ".")
+            f"its channels{where}."
         )
     shaped(made, module.shell(), example)  # it runs, or says what does not fit
     return module.with_lowered(made, bypassed)

@@ -133,6 +133,17 @@ def test_a_run_whose_curve_is_there_is_not_run_again(tmp_path: Path) -> None:
     assert written == {next(iter(files))}
     with pytest.raises(SystemExit, match="made under other options"):
         convergence.run(SMALL, [0], small_set(), tmp_path)
+    convergence.run(SMALL, [0], small_set(), tmp_path, again=True)
+    assert {len(found) for found in convergence.read_curves(SMALL, tmp_path)} == {6}
+
+
+@pytest.mark.parametrize("grid", convergence.GRIDS.values(), ids=lambda grid: grid.name)
+def test_the_curves_that_are_kept_are_those_of_their_grids(grid: convergence.Grid) -> None:
+    """So that the command that made them goes on, also where a grid has got more options since."""
+    arms = {arm.name: arm for arm in grid.arms}
+    for file in sorted((record.RESULTS / "convergence" / grid.name).glob("*.jsonl")):
+        first = convergence.read_curve(file)[0]
+        convergence._recognise(file, grid, arms[first["arm"]], first["seed"])
 
 
 def test_the_arms_of_the_densenet_grid_are_of_equal_size() -> None:

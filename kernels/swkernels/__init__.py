@@ -3,8 +3,9 @@
 A leaf package: it knows torch and triton, and nothing of the compiler that calls it. A feature map is a tensor (..., channels)
 whose channels lie side by side: what a channels-last (N, C, H, W) tensor is after `.permute(0, 2, 3, 1)`.
 
-gather(maps, taps, ...)           out[..., k] = act(norm(map(k)[..., channel(k)])), pooled on the way if asked
-gather_mm(maps, taps, weight, ...)  the same, and a linear layer or 1x1 convolution over it, in one pass
+    gather(maps, taps, ...)                               act(norm(map(k)[..., channel(k)])), pooled on the way if asked
+    gather_mm(maps, taps, weight, ...)                    the same, and a linear layer or 1x1 convolution over it, in one pass
+    block_sparse_conv2d(map, taps, weight, support, ...)  a convolution whose outputs read blocks of their own
 
 Each has a `*_reference` in plain torch, which differentiates and runs in float64. On a CPU the functions run the reference, except
 where TRITON_INTERPRET=1 was set before torch or triton were imported: there the kernels run in Triton's interpreter.

@@ -35,6 +35,16 @@ class Norm(NamedTuple):
     eps: float = 1e-5
 
 
+NormParts = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, float]
+"""A norm as operators take it: mean, variance, weight, bias and eps."""
+NO_NORM: NormParts = (None, None, None, None, 0.0)
+
+
+def norm_of(mean: Tensor | None, var: Tensor | None, weight: Tensor | None, bias: Tensor | None, eps: float) -> Norm | None:
+    """Return the norm that operators were given in parts; None for NO_NORM."""
+    return None if mean is None or var is None else Norm(mean, var, weight, bias, eps)
+
+
 def activated(x: Tensor, norm: Norm | None, activation: str) -> Tensor:
     """Return act(norm(x)) of (..., channels), in the type of x; half types go through float32 and are rounded once at the end."""
     wide = x if x.dtype == torch.float64 else x.float()
@@ -44,10 +54,6 @@ def activated(x: Tensor, norm: Norm | None, activation: str) -> Tensor:
         wide = (wide - norm.mean.to(wide.dtype)) * scale
         wide = wide if norm.bias is None else wide + norm.bias.to(wide.dtype)
     return ACTIVATIONS[activation](wide).to(x.dtype)
-
-
-NO_NORM = (None, None, None, None, 0.0)
-"""What operators take where there is no norm."""
 
 
 @jit

@@ -13,9 +13,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-
 from swkernels.taps import WIDEST
 
 
@@ -34,10 +31,6 @@ class Slab:
 
     starts: tuple[int, ...]
     width: int
-
-    def allocate(self, like: Tensor) -> Tensor:
-        """Return a slab (..., width) for maps of the size, type and device of `like`, (..., channels)."""
-        return torch.empty((*like.shape[:-1], self.width), dtype=like.dtype, device=like.device)
 
 
 def lay_out(maps: Sequence[Lifetime]) -> Slab:

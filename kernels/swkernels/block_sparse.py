@@ -21,10 +21,10 @@ from torch.nn import functional
 
 from swkernels import launch
 from swkernels._triton import jit, tl
-from swkernels.affine import NO_NORM, Norm, activate, activated, finished, folded
-from swkernels.checks import check_activation, check_made, check_norm, check_read, rows
+from swkernels.affine import NO_NORM, Norm, activate, activated, finished, folded, norm_of
+from swkernels.checks import check_behind, check_made, check_read, rows
 from swkernels.gather_mm import Tiles
-from swkernels.taps import Taps
+from swkernels.taps import Taps, known
 
 Run = tuple[int, int]
 
@@ -254,16 +254,13 @@ def block_sparse_conv2d(
         ValueError: shapes that do not fit, or rows that lie at no one distance.
     """
     check_read([source], taps, norm, activation)
-    check_activation(out_activation)
     if source.dim() != 4 or weight.dim() != 4:
         raise ValueError(f"source and weight have four axes; got shapes {tuple(source.shape)} and {tuple(weight.shape)}.")
     count, high, wide, _ = weight.shape
     check_made("weight", weight, (support.outputs, high, wide, len(taps)), source)
     if any(stop > len(taps) for cluster in support.clusters for _, stop in cluster.reads):
         raise ValueError(f"The support reads inputs beyond the {len(taps)} that the taps bring.")
-    check_norm("out_norm", out_norm, count)
-    if bias is not None and tuple(bias.shape) != (count,):
-        raise ValueError(f"bias has shape {tuple(bias.shape)}; {count} outputs need ({count},).")
+    check_behind(count, bias, out_norm, out_activation)
     size = tuple((have + 2 * padding - kernel) // stride + 1 for have, kernel in zip(source.shape[1:3], (high, wide), strict=True))
     if min(size) < 1:
         raise ValueError(f"A {high}x{wide} convolution with padding {padding} does not fit a map of {tuple(source.shape[1:3])}.")
@@ -314,10 +311,10 @@ def _block_sparse_conv2d_into(
     out_activation: str,
     out: Tensor,
 ) -> None:
-    taps, support = Taps.of_flat(tuple(runs)), Support.of_flat(tuple(clusters))
+    taps, support = known(tuple(runs)), Support.of_flat(tuple(clusters))
     if not launch.on_kernels(source):
-        norm = None if mean is None or var is None else Norm(mean, var, norm_weight, norm_bias, eps)
-        out_norm = None if out_mean is None or out_var is None else Norm(out_mean, out_var, out_weight, out_bias, out_eps)
+        norm = norm_of(mean, var, norm_weight, norm_bias, eps)
+        out_norm = norm_of(out_mean, out_var, out_weight, out_bias, out_eps)
         out.copy_(
             block_sparse_conv2d_reference(
                 source, taps, weight, support, stride=stride, padding=padding, norm=norm, activation=activation, bias=bias,

@@ -68,6 +68,14 @@ def check_made(name: str, made: Tensor | None, shape: tuple[int, ...], like: Ten
         raise ValueError(f"{name} has shape {tuple(made.shape)} and dtype {made.dtype}; here it must be {shape} of {like.dtype}.")
 
 
+def check_behind(count: int, bias: Tensor | None, norm: Norm | None, activation: str) -> None:
+    """Raise ValueError where what comes behind a product does not fit its `count` outputs."""
+    check_norm("out_norm", norm, count)
+    check_activation(activation)
+    if bias is not None and tuple(bias.shape) != (count,):
+        raise ValueError(f"bias has shape {tuple(bias.shape)}; {count} outputs need ({count},).")
+
+
 def check_norm(name: str, norm: Norm | None, count: int) -> None:
     """Raise ValueError where a norm is not one of `count` channels."""
     for part, value in zip(Norm._fields, norm or (), strict=False):

@@ -3,7 +3,7 @@
     out[n, h, w, k] = pool over i, j of  act(norm(map(k)[n, h * ph + i, w * pw + j, channel(k)]))
 
 One pass over what is read and one over what is written, where plain torch takes a pass for each of cat, norm, activation and
-pooling. With all channels and a slice of an arena for `out` it puts a new map into the arena; with a layer's channels of an arena
+pooling. With all channels and a slice of a slab for `out` it puts a new map into the slab; with a layer's channels of a slab
 it makes the input of a convolution that must have one (3x3).
 """
 
@@ -16,9 +16,9 @@ from torch import Tensor
 
 from swkernels import launch
 from swkernels._triton import jit, tl
-from swkernels.affine import NO_NORM, Norm, activate, activated, folded
+from swkernels.affine import NO_NORM, Norm, activate, activated, folded, norm_of
 from swkernels.checks import check_made, check_read, rows
-from swkernels.taps import Taps, maps, places, pointers
+from swkernels.taps import Taps, known, maps, places, pointers
 
 Window = tuple[int, int]
 _POOLS: Mapping[str, Callable[[Tensor], Tensor]] = {
@@ -150,10 +150,10 @@ def _gather_into(
     window: Sequence[int],
     out: Tensor,
 ) -> None:
-    taps, source = Taps.of_flat(tuple(runs)), sources[0]
+    taps, source = known(tuple(runs)), sources[0]
     high, wide = window
     if not launch.on_kernels(source):
-        norm = None if mean is None or var is None else Norm(mean, var, weight, bias, eps)
+        norm = norm_of(mean, var, weight, bias, eps)
         out.copy_(gather_reference(sources, taps, norm=norm, activation=activation, pool=pool, window=(high, wide)))
         return
     lie = places([rows(source, f"map {place}") for place, source in enumerate(sources)], taps)

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from swkernels import launch
 from swkernels._triton import jit, tl
-from swkernels.affine import NO_NORM, Norm, activate, activated, finished, folded
-from swkernels.checks import check_activation, check_made, check_norm, check_read, rows
-from swkernels.taps import Taps, maps, places, pointers
+from swkernels.affine import NO_NORM, Norm, activate, activated, finished, folded, norm_of
+from swkernels.checks import check_behind, check_made, check_read, rows
+from swkernels.taps import Taps, known, maps, places, pointers
 
 
 def gather_mm_reference(
@@ -55,7 +55,7 @@ class Tiles:
 
 
 SHIPPED = {
-    "wide": Tiles(128, 128, 32, 8, 5),  # two programs a multiprocessor: 126 registers on sm_90
+    "wide": Tiles(128, 128, 32, 8, 5),  # on sm_90 two programs a multiprocessor (128 registers), one with a norm behind (138)
     "half": Tiles(128, 64, 32, 4, 5),
     "narrow": Tiles(128, 32, 64, 4, 4),
     "few rows": Tiles(64, 64, 64, 4, 5),
@@ -150,12 +150,9 @@ def gather_mm(
     """
     sources = maps(source)
     check_read(sources, taps, norm, activation)
-    check_activation(out_activation)
     count, like = weight.shape[0], sources[0]
     check_made("weight", weight, (count, len(taps)), like)
-    check_norm("out_norm", out_norm, count)
-    if bias is not None and tuple(bias.shape) != (count,):
-        raise ValueError(f"bias has shape {tuple(bias.shape)}; {count} outputs need ({count},).")
+    check_behind(count, bias, out_norm, out_activation)
     wanted = (*like.shape[:-1], count)
     check_made("residual", residual, wanted, like)
     check_made("out", out, wanted, like)
@@ -186,10 +183,10 @@ def _gather_mm_into(
     out_activation: str,
     out: Tensor,
 ) -> None:
-    taps, source = Taps.of_flat(tuple(runs)), sources[0]
+    taps, source = known(tuple(runs)), sources[0]
     if not launch.on_kernels(source):
-        norm = None if mean is None or var is None else Norm(mean, var, norm_weight, norm_bias, eps)
-        out_norm = None if out_mean is None or out_var is None else Norm(out_mean, out_var, out_weight, out_bias, out_eps)
+        norm = norm_of(mean, var, norm_weight, norm_bias, eps)
+        out_norm = norm_of(out_mean, out_var, out_weight, out_bias, out_eps)
         out.copy_(
             gather_mm_reference(
                 sources, taps, weight, norm=norm, activation=activation, bias=bias, out_norm=out_norm,

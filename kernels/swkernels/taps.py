@@ -92,6 +92,12 @@ class Taps:
         return runs[0] if len(runs) == 1 else torch.cat(runs, -1)
 
 
+@functools.cache
+def known(numbers: tuple[int, ...]) -> Taps:
+    """Return `Taps.of_flat`, remembered: an operator gets the same numbers at every call."""
+    return Taps.of_flat(numbers)
+
+
 def maps(source: Tensor | Sequence[Tensor]) -> list[Tensor]:
     """Return one map, or several, as a list."""
     return [source] if isinstance(source, Tensor) else list(source)
@@ -147,13 +153,13 @@ def places(sources: Sequence[Tensor], taps: Taps) -> Places:
     """Return where the groups of taps lie in maps that are given as views (rows, channels)."""
     base, group = sources[0], taps.group
     if len(sources) == 1:
-        return Places(base, _constant(taps.starts, base.device), None, base.stride(0), group)
+        return Places(base, _starts(taps, group, base.device), None, base.stride(0), group)
     for source in sources:
         distance, rest = divmod(source.data_ptr() - base.data_ptr(), source.element_size())
         if rest:
             raise ValueError("The maps lie at no whole number of elements from each other.")
         group = math.gcd(group, distance, source.stride(0), base.data_ptr() // base.element_size())
-    owners, starts = (_constant(numbers, base.device) for numbers in (taps.owners_of(group), taps.starts_of(group)))
+    owners, starts = _owners(taps, group, base.device), _starts(taps, group, base.device)
     offsets = torch.empty(len(starts), dtype=torch.int64, device=base.device)
     strides = torch.empty(len(starts), dtype=torch.int32, device=base.device)
     groups = launch.power_of_two(len(starts), 16, 1024)
@@ -190,10 +196,17 @@ def _write_places(
     tl.store(strides + group, stride, mask=mine)
 
 
+# Tables are kept, each time the same tensor: a captured graph must find it where it was.
+
+
 @functools.cache
-def _constant(numbers: tuple[int, ...], device: torch.device) -> Tensor:
-    """Return numbers as int32 on a device, the same tensor each time: a captured graph must find it where it was."""
-    return torch.tensor(numbers, dtype=torch.int32, device=device)
+def _starts(taps: Taps, group: int, device: torch.device) -> Tensor:
+    return torch.tensor(taps.starts_of(group), dtype=torch.int32, device=device)
+
+
+@functools.cache
+def _owners(taps: Taps, group: int, device: torch.device) -> Tensor:
+    return torch.tensor(taps.owners_of(group), dtype=torch.int32, device=device)
 
 
 @jit

@@ -11,6 +11,7 @@ Parameters and buffers are read by name as the graph runs, so the state dict is 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import compress
 from typing import Any
 
 from torch import fx, nn
@@ -19,6 +20,7 @@ from swcompile.lower import run
 from swcompile.lower.regions import Region, lay_out_regions
 from swcompile.lower.sites import Site, activation_of, find_sites
 from swcompile.optimize import drop_unread
+from swkernels.affine import NO_NORM
 from swkernels.taps import AT_ONCE, Taps
 
 _TARGETS = {
@@ -55,8 +57,8 @@ def _divided(graph: fx.Graph, sites: Sequence[Site], backend: str) -> tuple[tupl
     """Return the sites that read maps where they were made, and those that read a slab. The kernels take all, torch what it can."""
     if backend == "torch":
         return (), _views(graph, [site for site in sites if not site.is_bare])
-    apart = tuple(site for site in sites if len(site.sources) <= AT_ONCE)
-    return apart, tuple(site for site in sites if site not in apart)
+    few = [len(site.sources) <= AT_ONCE for site in sites]
+    return tuple(compress(sites, few)), tuple(site for site, is_few in zip(sites, few, strict=True) if not is_few)
 
 
 def _views(graph: fx.Graph, sites: Sequence[Site]) -> tuple[Site, ...]:
@@ -96,8 +98,7 @@ def _emit(made: fx.Graph, region: Region, copies: dict[fx.Node, fx.Node], root: 
         slab = [node for place, node in slabs if place < order[last]][-1]
         with made.inserting_before(last):
             value = _value(made, site, slab, region.runs(site), root, backend)
-        last.replace_all_uses_with(value)
-        copies[site.last] = value
+        _replace(site, value, copies)
 
 
 def _emit_apart(made: fx.Graph, site: Site, copies: dict[fx.Node, fx.Node], root: nn.Module, backend: str) -> None:
@@ -107,7 +108,12 @@ def _emit_apart(made: fx.Graph, site: Site, copies: dict[fx.Node, fx.Node], root
     with made.inserting_before(last):
         maps = made.call_function(run.beside, tuple(copies[source] for source in sources), {"axis": site.axis})
         value = _value(made, site, maps, runs, root, backend)
-    last.replace_all_uses_with(value)
+    _replace(site, value, copies)
+
+
+def _replace(site: Site, value: fx.Node, copies: dict[fx.Node, fx.Node]) -> None:
+    """Let a value take the place of a site's last node, for what reads that and for sites that come later."""
+    copies[site.last].replace_all_uses_with(value)
     copies[site.last] = value
 
 
@@ -131,7 +137,7 @@ def _value(made: fx.Graph, site: Site, maps: fx.Node, runs: tuple[int, ...], roo
 
 def _norm(made: fx.Graph, node: fx.Node | None, root: nn.Module) -> tuple[Any, ...]:
     if node is None:
-        return run.ABSENT
+        return NO_NORM
     norm: Any = root.get_submodule(str(node.target))
     names = ("running_mean", "running_var", "weight", "bias")
     return (*(None if getattr(norm, name) is None else made.get_attr(f"{node.target}.{name}") for name in names), norm.eps)

@@ -61,12 +61,7 @@ def _region(sites: tuple[Site, ...], maps: Sequence[fx.Node], place: dict[fx.Nod
     for source in maps:
         spec = spec_of(source)
         assert spec is not None, "sites are found among values with shapes"
-        read = max(_read_at(site, place) for site in sites if source in site.sources)
+        read = max(place[site.last] for site in sites if source in site.sources)  # a site stands where its last node stood
         lives.append(Lifetime(spec.shape[sites[0].axis], place[source], read))
     slab = lay_out(lives)
     return Region(sites, tuple(maps), slab.starts, slab.width)
-
-
-def _read_at(site: Site, place: dict[fx.Node, int]) -> int:
-    """Return the step at which a site runs: it stands where its last node stood."""
-    return place[site.last]

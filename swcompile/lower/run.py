@@ -12,11 +12,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from swkernels import Norm, Taps, gather, gather_mm, gather_mm_reference, gather_reference
-from swkernels.affine import ACTIVATIONS, NO_NORM
+from swkernels.affine import ACTIVATIONS, NormParts, norm_of
 from swkernels.checks import DTYPES, lies_in_rows
-
-NormParts = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, float]
-"""Mean, variance, weight, bias and eps; all None where there is no norm."""
 
 
 def channels_last(x: Tensor, axis: int) -> Tensor:
@@ -57,7 +54,7 @@ def beside(*maps: Tensor, axis: int) -> tuple[Tensor, ...]:
 
 def read_map(slab: Tensor, runs: Sequence[int], axis: int, norm: NormParts, activation: str) -> Tensor:
     """Gather, norm and activate in plain torch."""
-    taps, given = Taps.of_flat(runs), _norm(norm)
+    taps, given = Taps.of_flat(runs), norm_of(*norm)
     if slab.dtype in (torch.float32, torch.float64):
         return channels_back(_affine(taps.take([slab]), given, activation), axis)
     return channels_back(gather_reference(slab, taps, norm=given, activation=activation), axis)
@@ -66,7 +63,7 @@ def read_map(slab: Tensor, runs: Sequence[int], axis: int, norm: NormParts, acti
 def read_map_by_kernel(maps: Tensor | Sequence[Tensor], runs: Sequence[int], axis: int, norm: NormParts, activation: str) -> Tensor:
     """Gather, norm and activate in one kernel, from a slab or from what `beside` returned."""
     how = gather if _first(maps).dtype in DTYPES else gather_reference
-    return channels_back(how(maps, Taps.of_flat(runs), norm=_norm(norm), activation=activation), axis)
+    return channels_back(how(maps, Taps.of_flat(runs), norm=norm_of(*norm), activation=activation), axis)
 
 
 def product(
@@ -84,7 +81,7 @@ def product(
 
     In single and double precision the norm behind goes into the weight, where that is smaller than the map.
     """
-    taps, before, behind = Taps.of_flat(runs), _norm(norm), _norm(out_norm)
+    taps, before, behind = Taps.of_flat(runs), norm_of(*norm), norm_of(*out_norm)
     matrix = weight.flatten(1)
     if slab.dtype not in (torch.float32, torch.float64):
         y = gather_mm_reference(
@@ -123,10 +120,10 @@ def product_by_kernel(
         maps,
         Taps.of_flat(runs),
         weight.flatten(1),
-        norm=_norm(norm),
+        norm=norm_of(*norm),
         activation=activation,
         bias=bias,
-        out_norm=_norm(out_norm),
+        out_norm=norm_of(*out_norm),
         out_activation=out_activation,
     )
     return channels_back(y, axis)
@@ -134,11 +131,6 @@ def product_by_kernel(
 
 def _first(maps: Tensor | Sequence[Tensor]) -> Tensor:
     return maps if isinstance(maps, Tensor) else maps[0]
-
-
-def _norm(parts: NormParts) -> Norm | None:
-    mean, var, weight, bias, eps = parts
-    return None if mean is None or var is None else Norm(mean, var, weight, bias, eps)
 
 
 def _folded(norm: Norm) -> tuple[Tensor, Tensor]:
@@ -159,6 +151,3 @@ def _affine(x: Tensor, norm: Norm | None, activation: str) -> Tensor:
 def _activated(made: Tensor, activation: str) -> Tensor:
     """Activate a map that nobody else holds."""
     return made.relu_() if activation == "relu" else ACTIVATIONS[activation](made)
-
-
-ABSENT: NormParts = NO_NORM

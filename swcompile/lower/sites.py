@@ -96,11 +96,11 @@ def find_sites(graph: fx.Graph, root: nn.Module) -> tuple[Site, ...]:
     if any(WRITES in node.meta or "autocast" in str(node.target) for node in graph.nodes):
         return ()
     found = (site for node in graph.nodes if _is_cat(node) for site in _behind(node, root))
-    return tuple(site for site in found if not _goes_by_strides(site.last))
+    return tuple(site for site in found if site.axis == -1 or not _goes_by_strides(site.last))
 
 
 def _goes_by_strides(node: fx.Node) -> bool:
-    """Say whether a value leaves the graph, or meets an operation that goes by its strides."""
+    """Say whether a value leaves the graph, or meets an operation that goes by its strides: sites make maps channels-last."""
     return any(user.op == "output" or (user.op == "call_method" and user.target in _BY_STRIDES) for user in node.users)
 
 
@@ -266,8 +266,8 @@ def module_of(node: fx.Node, root: nn.Module) -> nn.Module | None:
 
 def is_norm(node: fx.Node, root: nn.Module) -> bool:
     """Say whether a node is a batch norm that goes by its running statistics in eval mode."""
-    module = module_of(node, root)
-    return type(module) in _NORMS and module.running_mean is not None  # type: ignore[union-attr]
+    module: Any = module_of(node, root)
+    return type(module) in _NORMS and module.running_mean is not None
 
 
 def _norms_channels(norm: fx.Node, value: fx.Node, axis: int) -> bool:

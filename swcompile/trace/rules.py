@@ -247,12 +247,11 @@ def joined(node: fx.Node) -> tuple[Sequence[fx.Node], int]:
     if not isinstance(parts, tuple | list) or not all(isinstance(part, fx.Node) for part in parts):
         return (), -1
     dim = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else 0)
-    specs = [spec_of(part) for part in parts]
-    if spec is None or not isinstance(dim, int) or None in specs:
+    if spec is None or not isinstance(dim, int) or any(spec_of(part) is None for part in parts):
         return parts, -1
     rank = len(spec.shape)
-    left = [part for part, own in zip(parts, specs, strict=True) if rank <= 2 or own is None or own.shape != (0,)]
-    return left, dim % rank
+    stacks = rule_of(node) is not concatenated  # whose parts have an axis less
+    return [part for part in parts if stacks or len(_shape(part)) == rank], dim % rank
 
 
 def stacked(node: fx.Node, context: Context) -> Result:

@@ -67,7 +67,7 @@ def _compiled(target: GPUTarget, kernel: Any, arguments: tuple[Any, ...], option
                 attributes.setdefault((names.index(name),), []).append(["tt.pointer_range", 32])
     source = ASTSource(kernel, signature, {(names.index(name),): value for name, value in constants.items()}, attributes)
     made = triton.compile(
-        source, target=target, options={key: options[key] for key in ("num_warps", "num_stages", "maxnreg") if key in options}
+        source, target=target, options={key: options[key] for key in ("num_warps", "num_stages") if key in options}
     )
     return {"shared": made.metadata.shared} | (_on_nvidia(made) if target.backend == "cuda" else _on_amd(made))
 
@@ -98,7 +98,7 @@ def _on_nvidia(made: Any) -> dict[str, Any]:
         )
     copies = re.findall(r"cp\.async\.c[ag]\.shared\.global[^;]*, 0x(\w+)", ptx)
     return {
-        "registers": int(re.search(r"REG:(\d+)", usage)[1]),  # type: ignore[index]
+        "registers": _number(r"REG:(\d+)", usage),
         "spills": len(re.findall(r"\b(?:STL|LDL)\b", sass)),
         "wgmma": ptx.count("wgmma.mma_async"),
         "mma": ptx.count("mma.sync"),
@@ -107,11 +107,15 @@ def _on_nvidia(made: Any) -> dict[str, Any]:
     }
 
 
+def _number(pattern: str, text: str) -> int:
+    found = re.search(pattern, text)
+    assert found is not None, f"the compiler no longer says {pattern}"
+    return int(found[1])
+
+
 def _on_amd(made: Any) -> dict[str, Any]:
     text = made.asm["amdgcn"]
-    counts = {
-        name: int(re.search(rf"\.{name}:\s+(\d+)", text)[1]) for name in ("vgpr_count", "vgpr_spill_count", "sgpr_spill_count")
-    }  # type: ignore[index]
+    counts = {name: _number(rf"\.{name}:\s+(\d+)", text) for name in ("vgpr_count", "vgpr_spill_count", "sgpr_spill_count")}
     return {
         "registers": counts["vgpr_count"],
         "spills": counts["vgpr_spill_count"],

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 import torch
-
-from swkernels import launch
 
 
 @pytest.fixture(autouse=True)
@@ -18,17 +15,3 @@ def _poison() -> Iterator[None]:
     torch.use_deterministic_algorithms(True)
     yield
     torch.use_deterministic_algorithms(False)
-
-
-@pytest.fixture
-def launched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Return the names of the kernels that are launched from now on."""
-    names: list[str] = []
-    run = launch.run
-
-    def noting(kernel: Any, programs: int, *arguments: Any, **options: Any) -> None:
-        names.append(kernel.fn.__name__)
-        run(kernel, programs, *arguments, **options)
-
-    monkeypatch.setattr(launch, "run", noting)
-    return names

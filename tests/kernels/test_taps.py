@@ -69,6 +69,14 @@ def test_maps_that_lie_apart_are_found_by_their_distance_from_the_first(count: i
         assert int(found.strides[k // found.group]) == source.stride(0)
 
 
+def test_tables_longer_than_one_program_writes() -> None:
+    maps = [torch.zeros(2, 1601) for _ in range(2)]
+    found = places(maps, Taps(((0, 0, 1601), (1, 0, 1601))))
+    assert found.group == 1
+    distance = (maps[1].data_ptr() - maps[0].data_ptr()) // 4
+    assert found.starts.tolist() == [*range(1601), *range(distance, distance + 1601)]
+
+
 def test_groups_shrink_where_maps_lie_askew() -> None:
     maps = [torch.zeros(4, 16), torch.zeros(4, 18)[:, 2:]]
     taps = Taps(((0, 0, 16), (1, 0, 16)))

@@ -386,6 +386,7 @@ class Asking(nn.Module):
 
 BLUR = torch.ones(8, 1, 3, 3)
 OPERATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "an empty vector among the parts": lambda x: torch.cat([x.new_empty(0), x[:, 4:], x[:, :4]], 1),
     "stack": lambda x: torch.stack([x[:, :4], x[:, 4:]], 1).sum(1),
     "stack and flatten": lambda x: torch.stack([x[:, :4], x[:, 4:]], 2).flatten(1, 2),
     "stack the same": lambda x: torch.stack([x, -x, x**2], 0).mean(0),
