@@ -169,6 +169,8 @@ def named_in_place(node: fx.Node) -> bool:
         return False
     if node.target in PURE_OPERATORS:
         return True
+    if getattr(node.target, "__module__", None) == "_operator":  # is_, not_, and_, or_: no Python keyword may be a name
+        return False
     name = name_of(node.target)
     return name.endswith("_") and not name.endswith("__") and name not in _NOT_WRITING
 
