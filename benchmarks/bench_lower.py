@@ -5,7 +5,8 @@
 
 A name with "+" in front is rewired first (p = 0.3), and compared with itself as rewired. Both take turns, each round in the other
 order; reported is the ratio of the median times beside the quartiles of the rounds' own ratios: below 1 the lowered one is faster.
-Where plain torch has nothing to save, lowering leaves the network as it is, and the row says so.
+Where it is predicted to save nothing (swnet.lower's backend "auto"), the network is left as it is, and the row says so; --backend
+torch takes every gather all the same.
 """
 
 from __future__ import annotations
@@ -27,31 +28,28 @@ from benchmarks.bench_prune import SHAPE, measure
 from benchmarks.models import seeded
 from benchmarks.record import compared, quartiles, write_timings
 from benchmarks.vision import torchvision_models
-from swcompile.errors import NothingToDoError
+from swcompile.lower import BACKENDS
 
 NETWORKS = ("densenet121", "+densenet121", "+resnet50", "+resnet18")
 LAYOUTS = {"channels first": torch.contiguous_format, "channels last": torch.channels_last}
 P = 0.3
 
 
-def examine(name: str, model: nn.Module, layout: str, batch: int, rounds: int) -> dict[str, Any]:
+def examine(name: str, model: nn.Module, layout: str, batch: int, rounds: int, backend: str = "auto") -> dict[str, Any]:
     """Lower a network and time both."""
     row: dict[str, Any] = {"name": f"{name} {layout}", "shape": list(SHAPE), "dtype": "float32", "batch": batch, "rounds": rounds}
     row |= {"baseline": "rewired" if name.startswith("+") else "original", "peak_memory": None, "bytes": None, "flops": None}
-    try:
-        lowered = swnet.lower(model, torch.zeros(1, *SHAPE))
-    except NothingToDoError as error:
-        return row | {"left_alone": str(error)}
-    arms = (module.to(memory_format=LAYOUTS[layout]) for module in (model, lowered))
-    before, after = (np.array(times) for times in measure(*arms, batch, rounds, layout=LAYOUTS[layout]))
-    return (
-        row
-        | {
-            "plain_ms": quartiles(before),
-            "lowered_ms": quartiles(after),
-        }
-        | compared(before, after)
-    )
+    model = model.eval().to(memory_format=LAYOUTS[layout])
+    images = torch.zeros(batch, *SHAPE).contiguous(memory_format=LAYOUTS[layout])
+    lowered = swnet.lower(model, images, backend=backend)
+    with torch.no_grad():
+        lowered(images)
+    chosen = swnet.ledger(lowered).lowered[-1]
+    row |= {"backend": backend, "chosen": str(chosen)}
+    if not any(choice.form != "plain" for choice in chosen.gathers):
+        return row | {"left_alone": chosen.why}
+    before, after = (np.array(times) for times in measure(model, lowered, batch, rounds, layout=LAYOUTS[layout]))
+    return row | {"plain_ms": quartiles(before), "lowered_ms": quartiles(after)} | compared(before, after)
 
 
 def show(rows: Sequence[dict[str, Any]]) -> Table:
@@ -74,6 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Time networks as they are and lowered.")
     parser.add_argument("networks", nargs="*", default=NETWORKS, help="names in torchvision.models, rewired with a + in front")
     parser.add_argument("--rounds", type=int, default=15, help="inferences of each (default: 15)")
+    parser.add_argument("--backend", choices=BACKENDS, default="auto")
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--no-record", action="store_true", help="print only; leave the results folder as it is")
     options = parser.parse_args(arguments)
@@ -85,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             model = swnet.transform(model, torch.zeros(1, *SHAPE), p=P)
         for layout in LAYOUTS:
             for batch in options.batch:
-                rows.append(examine(name, model, layout, batch, options.rounds))
+                rows.append(examine(name, model, layout, batch, options.rounds, options.backend))
                 gc.collect()
     console.print(show(rows))
     if not options.no_record:

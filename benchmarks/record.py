@@ -6,16 +6,16 @@ import datetime
 import json
 import os
 import platform
-import re
 import subprocess
 from collections.abc import Mapping, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+
+from swcompile.lower.rates import device_name, slug, version_of
 
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("swcompile", "torch", "triton", "numpy", "networkx", "igraph")
@@ -25,7 +25,7 @@ def provenance() -> dict[str, Any]:
     """Return commit, versions, hardware and date."""
     return {
         "commit": commit(),
-        "versions": {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
+        "versions": {"python": platform.python_version()} | {name: version_of(name) for name in PACKAGES},
         "hardware": hardware(),
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
     }
@@ -60,31 +60,13 @@ def compared(before: NDArray[np.float64], after: NDArray[np.float64]) -> dict[st
 
 def hardware() -> str:
     """Name the accelerator, else the processor and the threads that torch uses."""
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    return f"{_processor()}, {torch.get_num_threads()} threads"
-
-
-def _processor() -> str:
-    """Return the processor's name, which only Linux tells in a file."""
-    try:
-        named = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
-    except OSError:
-        named = None
-    return named[1].strip() if named else platform.processor() or platform.machine()
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
+    return device_name(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
 
 
 def write_timings(benchmark: str, rows: Sequence[Mapping[str, Any]], results: Path = RESULTS) -> Path:
     """Write `<hardware>/<benchmark>.json` and return its path."""
     told = provenance()
-    folder = results / re.sub(r"[^a-z0-9]+", "-", told["hardware"].lower()).strip("-")
+    folder = results / slug(told["hardware"])
     text = json.dumps({"benchmark": benchmark} | told | {"rows": list(rows)}, indent=1) + "\n"
     return write_whole(folder / f"{benchmark}.json", text)
 

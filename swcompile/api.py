@@ -25,7 +25,7 @@ from swcompile.check import Census, Ledger, census, check, masks_of, remasked
 from swcompile.collector import collector_paused
 from swcompile.errors import NothingToDoError, SwnetError, first_line
 from swcompile.graph import Coupling, LayerGraph
-from swcompile.lower import BACKENDS, lowered
+from swcompile.lower import BACKENDS, Lowering
 from swcompile.metrics import Figures, channel_graph, measure
 from swcompile.modules import RewiredModule
 from swcompile.optimize import optimize, restore_in_place
@@ -349,46 +349,48 @@ def _surveyed(traced: Traced, options: Options) -> Survey:
     )
 
 
-def lower(model: nn.Module, example_inputs: object = None, *, backend: str = "torch") -> RewiredModule:
-    """Return a copy of a model that, in eval mode without gradients, reads feature maps where they lie: concats become slabs.
+def lower(model: nn.Module, example_inputs: object = None, *, backend: str = "auto") -> RewiredModule:
+    """Return a copy of a model that, in eval mode without gradients, reads feature maps where they lie, where that is faster.
 
-    Maps that layers gather from are written once, as they are made, into a slab with channels last; gather, norm, activation and a
-    1x1 convolution or linear layer behind it (with norm and activation) run as one, and that concat is never made. In train mode,
-    under autocast, and where a gradient is asked for, the model runs as before: call it under torch.no_grad() or
-    torch.inference_mode(). Its modules, its state dict and what it computes are the same, up to the rounding of another order of
-    sums. What is left alone: concats whose values are written in place, or leave the model, or meet `.view`; modules with hooks;
-    by "torch", also concats that are several runs of a slab, and those that nothing but a larger convolution reads. `swnet.save`
-    does not keep it: lower what `swnet.load` returns.
+    Maps that layers gather from are written once, as they are made, into a slab with channels last, or are left where they are;
+    gather, norm, activation and a 1x1 convolution or linear layer behind it (with norm and activation) run as one, and that concat
+    is never made. In train mode, under autocast, and where a gradient is asked for, the model runs as before: call it under
+    torch.no_grad() or torch.inference_mode(). Its modules, its state dict and what it computes are the same, up to the rounding of
+    another order of sums. Left alone are concats whose values are written in place, or leave the model, or meet `.view`, and
+    modules with hooks. `swnet.save` does not keep it: lower what `swnet.load` returns.
+
+    "auto" predicts from timings of the device's operations what each gather would take, and leaves alone what gains nothing;
+    `swcompile bench --calibrate` makes these timings, a CPU that has none goes by those of another, a GPU that has none is left
+    alone. It chooses at the first call of a kind: by device, dtype, layout, and the power of two of each size. Inside torch.compile
+    and torch.export, what was chosen for the example inputs runs. `swnet.ledger` says what was chosen and why.
 
     Args:
         model: what `transform` made, or any model that it takes; that is then traced, and nothing else is changed.
         example_inputs: as for `transform`; a model that `transform` made has its own.
-        backend: "torch", plain torch operations, on any device; or "triton", the kernels of swkernels, on a GPU.
+        backend: "auto"; "torch", every gather in plain torch operations, on any device; or "triton", every gather by the kernels of
+            swkernels, on a GPU.
 
     Raises:
         SwnetError: a backend that there is not, or a model that cannot be traced.
-        NothingToDoError: a SwnetError, where no concat can be lowered.
+        NothingToDoError: a SwnetError, where there is no concat that could be lowered.
     """
     if backend not in BACKENDS:
         raise SwnetError(f"There is no backend {backend!r}; there are {', '.join(BACKENDS)}.")
     module = model if isinstance(model, RewiredModule) else transform(model, example_inputs, p=0.0)
-    example = record(module).example
-    graph = copy.deepcopy(module.graphs[-1])
-    shaped(graph, module.shell(), example)
-    made, bypassed = lowered(graph, module.shell(), backend)
-    if made is None:
-        where = " that is one run of a slab, which is where plain torch saves something" if backend == "torch" else ""
-        raise NothingToDoError(
-            "There is nothing to lower: no norm, activation, 1x1 convolution or linear layer reads a concat of feature maps along "
-            f"its channels{where}."
-        )
-    shaped(made, module.shell(), example)  # it runs, or says what does not fit
-    return module.with_lowered(made, bypassed)
+    made = module.with_lowering(Lowering(backend, record(module).example))
+    (first,) = made.programs
+    if not first.choices or not first.choices.gathers:
+        raise NothingToDoError("There is nothing to lower: no layer reads a concat of feature maps along its channels.")
+    if first.graph is not None:
+        shaped(copy.deepcopy(first.graph), made.shell(), record(module).example)  # it runs, or says what does not fit
+    return made
 
 
 def ledger(module: nn.Module) -> Ledger:
-    """Return what was done to a module that `transform`, `apply` or `load` made."""
-    return record(module).ledger
+    """Return what was done to a module that `transform`, `apply` or `load` made, and what `lower` chose."""
+    found = record(module)
+    lowered = module.programs if isinstance(module, RewiredModule) else ()
+    return replace(found.ledger, lowered=tuple(one.choices for one in lowered if one.choices is not None))
 
 
 def record(module: nn.Module) -> Record:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import fx, nn
 
 from swcompile.certificate import Certificate
+from swcompile.choices import Choices
 from swcompile.errors import SwnetError
 from swcompile.graph import GROWN, Layer, LayerGraph, Run, Tap, join_runs
 from swcompile.metrics import Figures, channel_graph, measure
@@ -79,7 +80,7 @@ class LayerCount:
 class Ledger:
     """What a transformation did to a model: both sides, links by layer, and why some layers were left alone.
 
-    `certificate` holds the differences that verify=True found.
+    `certificate` holds the differences that verify=True found, `lowered` what swnet.lower chose for each kind of call.
     """
 
     before: Side
@@ -89,6 +90,7 @@ class Ledger:
     inputs: tuple[str, ...]
     opaque: tuple[tuple[str, str], ...] = ()
     certificate: Certificate | None = None
+    lowered: tuple[Choices, ...] = ()
 
     @property
     def changed(self) -> bool:
@@ -128,6 +130,7 @@ class Ledger:
             "inputs": list(self.inputs),
             "opaque": [list(item) for item in self.opaque],
             "certificate": None if self.certificate is None else dataclasses.asdict(self.certificate),
+            "lowered": [dataclasses.asdict(choices) for choices in self.lowered],
         }
 
     def __str__(self) -> str:
@@ -144,6 +147,7 @@ class Ledger:
             lines.append("NOTHING CHANGED")
         lines.extend(map(str, self.notes))
         lines.extend([] if self.certificate is None else [str(self.certificate)])
+        lines.extend(map(str, self.lowered))
         return "\n".join(lines)
 
 

@@ -1,4 +1,4 @@
-"""The command line: `swcompile transform`, `analyze` and `check`.
+"""The command line: `swcompile transform`, `analyze`, `check` and `bench`.
 
 Torch is imported inside the commands, so that `--help` and a typing error answer at once, and Ctrl-C during that import ends as
 cleanly as later. What a command found goes to stdout; progress, the prints of the user's code and errors go to stderr.
@@ -449,6 +449,38 @@ def check(path: str, entry: str | None, inputs: Sequence[str], as_json: bool, qu
     if not surveyed.eligible:
         reasons = "".join(f"\n  {layer}: {reason}" for layer, reason in (*surveyed.refused, *surveyed.unreached))
         raise NothingToDoError(f"No layer of {found.entry_name} in {path} can be rewired:{reasons}")
+
+
+@cli.command(epilog=EXIT_CODES)
+@click.option("--calibrate", is_flag=True, help="Time this device's operations, for swnet.lower to choose by.")
+@click.option("--device", metavar="cpu|cuda", help="Where to run. [default: cuda where there is one]")
+@click.option("--dtype", metavar="DTYPE", help="Of the maps. [default: bfloat16; float32 on a CPU]")
+@click.option("--batch", type=click.IntRange(1), metavar="N", help="Images at once. [default: 256; 8 on a CPU]")
+@_screen_options
+def bench(calibrate: bool, device: str | None, dtype: str | None, batch: int | None, as_json: bool, quiet: bool) -> None:
+    """Time gathers on this machine, as they are and lowered.
+
+    With --calibrate, time the operations that they consist of, for every dtype, and keep that in your cache folder: swnet.lower
+    chooses by it from then on.
+    """
+    if calibrate and (dtype or batch):
+        raise click.UsageError("--calibrate goes over all dtypes and batches: leave out --dtype and --batch.")
+    with _working(6, quiet=quiet) as begin:
+        _import_torch(begin)
+        from swcompile import bench as timing
+
+        where, kind, count = timing.asked(device, dtype, batch)
+        rates, file = timing.calibrate(where, begin) if calibrate else (None, None)
+        rows = () if calibrate else tuple(timing.microbenchmarks(where, kind, count, begin))
+    from swcompile import tables
+
+    if rates is not None:
+        document = {"file": str(file), **rates.as_dict()}
+        shown = [tables.timings(rates.device, rates.dtypes), f"Kept in {file}"]
+    else:
+        document = timing.document(where, rows)
+        shown = [tables.microbenchmarks(document["device"], rows)]
+    _show(document, shown, as_json=as_json, quiet=quiet)
 
 
 def _analyze(

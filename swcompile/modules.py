@@ -12,7 +12,7 @@ import functools
 import importlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -20,6 +20,7 @@ from torch.fx.node import _get_qualified_name, map_aggregate
 from torch.nn import functional
 from torch.utils._pytree import tree_leaves
 
+from swcompile.choices import Choices
 from swcompile.trace.rules import declare, same
 
 _Pools = dict[int, Callable[..., Tensor]]
@@ -189,23 +190,43 @@ _STATE = (
 )
 """What of a user's root module outlives its class: everything that its state dict and its hooks consist of."""
 
-Self = TypeVar("Self", bound="RewiredModule")
+EXAMPLE = "example"
+"""The key of the program that was made for the example inputs: what runs where Python cannot look at a call's own."""
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """A graph in place of the eval-mode one (None: nothing was lowered), the modules it does without, and what was chosen."""
+
+    graph: fx.Graph | None
+    bypassed: tuple[str, ...]
+    choices: Choices | None
+
+
+@dataclass(frozen=True)
+class _Program:
+    """A lowered graph as a function, and the modules that it does without."""
+
+    lowered: Lowered
+    run: Callable[..., Any] | None
+    around: tuple[nn.Module, ...]
 
 
 class RewiredModule(fx.GraphModule):
     """A GraphModule that keeps the user's whole module tree, and may hold a second graph for eval mode.
 
     `graphs` holds the one for train mode, and the one for eval mode where it differs (`eval_graph`, else None); both call the
-    same modules. `lowered_graph`, where there is one, runs instead in eval mode when no gradient is asked for (swcompile.lower),
-    autocast is off, and no module of `bypassed` has a hook or is in train mode.
+    same modules. With a `lowering` (swcompile.lower.Lowering), eval mode runs a lowered graph instead when no gradient is asked
+    for, autocast is off, and no module that it does without has a hook or is in train mode: one for each kind of call, made when
+    the first one comes. Inside torch.compile, torch.export and torch.func, it is the one for the example inputs.
     `graph` is the one that the module's mode runs, since torch.export and others interpret it. The state dict has exactly the keys
     of the original, in its order, whether or not a graph reaches them. `swcompile` is the record of what was done
     (swcompile.api.Record), and is kept by deepcopy and pickle.
     """
 
     eval_graph: fx.Graph | None = None
-    lowered_graph: fx.Graph | None = None
-    bypassed: tuple[str, ...] = ()
+    lowering: Any = None
+    _programs: dict[Any, _Program]
     swcompile: Any = None
 
     @classmethod
@@ -224,10 +245,10 @@ class RewiredModule(fx.GraphModule):
     @property
     def graph(self) -> fx.Graph:
         """The graph that runs in the module's present mode, and as gradients are on or off."""
-        if self.lowered_graph is not None and not self.training:
-            around = [self.get_submodule(path) for path in self.bypassed]
-            if _may_be_lowered(self, around, (), {}):
-                return self.lowered_graph
+        if self.lowering is not None and not self.training:
+            program = self._programs[EXAMPLE]
+            if program.lowered.graph is not None and _may_be_lowered(self, program.around, (), {}):
+                return program.lowered.graph
         return self._graph if self.training or self.eval_graph is None else self.eval_graph
 
     @graph.setter
@@ -247,17 +268,20 @@ class RewiredModule(fx.GraphModule):
     def recompile(self) -> Any:
         """Compile the graphs, after they were changed, into `forward`."""
         code = super().recompile()
-        if self.eval_graph is None and self.lowered_graph is None:
+        if self.eval_graph is None and self.lowering is None:
             return code
-        in_training = type(self).forward
-        in_eval, when_lowered = (self._forward_of(graph) for graph in (self.eval_graph, self.lowered_graph))
-        around = [self.get_submodule(path) for path in self.bypassed]
+        in_training, in_eval = type(self).forward, self._forward_of(self.eval_graph)
+        self.__dict__["_programs"] = {}
+        if self.lowering is not None:
+            self._programs[EXAMPLE] = self._lowered_for(None)
 
         @functools.wraps(in_training)
         def forward(module: RewiredModule, *args: Any, **kwargs: Any) -> Any:
             run = in_training if module.training or in_eval is None else in_eval
-            if when_lowered is not None and not module.training and _may_be_lowered(module, around, args, kwargs):
-                run = when_lowered
+            if module.lowering is not None and not module.training and _may_be_lowered(module, (), args, kwargs):
+                program = module._program(args, kwargs)
+                if program.run is not None and _may_be_lowered(module, program.around, args, kwargs):
+                    run = program.run
             return run(module, *args, **kwargs)
 
         type(self).forward = forward
@@ -267,27 +291,43 @@ class RewiredModule(fx.GraphModule):
         """Return a graph as a function of the module and its inputs."""
         return None if graph is None else type(fx.GraphModule(self, graph)).forward
 
-    def with_lowered(self, graph: fx.Graph, bypassed: tuple[str, ...]) -> RewiredModule:
-        """Return a copy that runs `graph` in eval mode when no gradient is asked for; it calls none of the modules `bypassed`."""
+    def with_lowering(self, lowering: Any) -> RewiredModule:
+        """Return a copy that in eval mode runs what a lowering makes of it, when no gradient is asked for."""
         made = copy.deepcopy(self)
-        made.lowered_graph, made.bypassed = graph, bypassed
+        made.lowering = lowering
         made.recompile()
         return made
+
+    @property
+    def programs(self) -> tuple[Lowered, ...]:
+        """What has been lowered so far: for the example inputs, and for each kind of call that came."""
+        return tuple(program.lowered for program in self.__dict__.get("_programs", {}).values())
+
+    def _program(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> _Program:
+        """Return the program for a call, made now where it is the first of its kind."""
+        programs: dict[Any, _Program] = self._programs
+        if torch.compiler.is_compiling() or kwargs or not args or torch._C._functorch.peek_interpreter_stack() is not None:
+            return programs[EXAMPLE]  # no other can be made inside a compiler, or a transform of torch.func
+        key = self.lowering.key(self, args)
+        if key not in programs:
+            programs[key] = self._lowered_for(args)
+        return programs[key]
+
+    def _lowered_for(self, args: tuple[Any, ...] | None) -> _Program:
+        made: Lowered = self.lowering.program(self, args)
+        return _Program(made, self._forward_of(made.graph), tuple(self.get_submodule(path) for path in made.bypassed))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> RewiredModule:
         made = type(self).__new__(type(self))
         memo[id(self)] = made
         shell = _shell({name: copy.deepcopy(self.__dict__[name], memo) for name in _STATE if name in self.__dict__})
-        graphs = [copy.deepcopy(graph) for graph in self._all_graphs()]
-        return _fill(made, shell, graphs, type(self).__name__, self.swcompile, copy.copy(self.meta), self.bypassed)
-
-    def _all_graphs(self) -> tuple[fx.Graph, fx.Graph | None, fx.Graph | None]:
-        return self._graph, self.eval_graph, self.lowered_graph
+        graphs = [copy.deepcopy(graph) for graph in (self._graph, self.eval_graph)]
+        return _fill(made, shell, graphs, type(self).__name__, self.swcompile, copy.copy(self.meta), self.lowering)
 
     def __reduce__(self) -> tuple[Any, ...]:
         state = {name: self.__dict__[name] for name in _STATE if name in self.__dict__}
-        graphs = [None if graph is None else _pack(graph) for graph in self._all_graphs()]
-        return _rebuild, (state, graphs, type(self).__name__, self.swcompile, self.bypassed)
+        graphs = [None if graph is None else _pack(graph) for graph in (self._graph, self.eval_graph)]
+        return _rebuild, (state, graphs, type(self).__name__, self.swcompile, self.lowering)
 
 
 def _may_be_lowered(module: nn.Module, around: Sequence[nn.Module], args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
@@ -331,25 +371,23 @@ def _fill(
     name: str,
     record: Any,
     meta: dict[str, Any],
-    bypassed: tuple[str, ...],
+    lowering: Any,
 ) -> RewiredModule:
-    in_training, made_eval, made_lowered = graphs
+    in_training, made_eval = graphs
     assert in_training is not None
     fx.GraphModule.__init__(made, shell, in_training, name)
     made.__dict__.update({key: shell.__dict__[key] for key in _STATE if key in shell.__dict__})
     _hold_extra_state(made)
     made.swcompile = record
     made.meta = meta
-    made.eval_graph, made.lowered_graph, made.bypassed = made_eval, made_lowered, bypassed
+    made.eval_graph, made.lowering = made_eval, lowering
     made.recompile()
     return made
 
 
-def _rebuild(
-    state: dict[str, Any], graphs: list[list[_Packed] | None], name: str, record: Any, bypassed: tuple[str, ...]
-) -> RewiredModule:
+def _rebuild(state: dict[str, Any], graphs: list[list[_Packed] | None], name: str, record: Any, lowering: Any) -> RewiredModule:
     unpacked = [None if graph is None else _unpack(graph) for graph in graphs]
-    return _fill(RewiredModule.__new__(RewiredModule), _shell(state), unpacked, name, record, {}, bypassed)
+    return _fill(RewiredModule.__new__(RewiredModule), _shell(state), unpacked, name, record, {}, lowering)
 
 
 # fx pickles a graph as its code and traces that again, through our own functions too. So graphs are pickled as plain data.

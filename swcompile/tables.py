@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from rich import box
 from rich.console import Group, RenderableType
@@ -238,3 +239,29 @@ def _change(old: object, new: object) -> str:
 
 def _percent(part: int, whole: int) -> str:
     return f"{100 * part / whole:.1f}%" if whole else "-"
+
+
+def microbenchmarks(device: str, rows: Iterable[Any]) -> RenderableType:
+    """Return the table of swcompile.bench.Row, one a gather and form."""
+    table = Table(title=Text(f"Gathers on {device}"), box=box.SIMPLE_HEAD)
+    for heading in ("", "form", "ms", "quartiles", "ratio", "GB/s", "GFLOP/s"):
+        table.add_column(heading, justify="left" if heading in ("", "form") else "right")
+    name = ""
+    for row in rows:
+        low, middle, high = row.ms
+        ratio = "" if row.ratio is None else f"{row.ratio:.2f}"
+        speeds = (f"{speed:,.0f}" if speed else "" for speed in (row.gbytes, row.gflops))
+        table.add_row("" if row.name == name else row.name, row.form, f"{middle:.3g}", f"{low:.3g}-{high:.3g}", ratio, *speeds)
+        name = row.name
+    return table
+
+
+def timings(device: str, dtypes: Mapping[str, Mapping[str, Any]]) -> RenderableType:
+    """Return the table of a calibration: how far each operation's timings are from what the others say."""
+    table = Table(title=Text(f"Timed on {device}"), box=box.SIMPLE_HEAD)
+    for heading in ("dtype", "operation", "sizes", "error"):
+        table.add_column(heading, justify="left" if heading in ("dtype", "operation") else "right")
+    for dtype, operations in dtypes.items():
+        for name, found in operations.items():
+            table.add_row(dtype, name, str(len(found.timings)), f"{found.error:.0%}")
+    return table

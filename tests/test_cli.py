@@ -541,3 +541,59 @@ def test_a_file_whose_name_is_no_text(project):
     done = command_line(project, "transform", "net_\udcff.py", *SHAPE)
     assert (done.returncode, done.stderr.splitlines()[1:]) == (0, [])
     assert "net_\\udcff.py, rewired" in done.stdout
+
+
+def test_bench_times_gathers_and_calibrates(swcompile, tmp_path, monkeypatch):
+    from swcompile import bench
+    from swcompile.lower import calibrate, rates
+
+    monkeypatch.setattr(bench, "STAGES", {"block 1": (4, 8, 2)})
+    monkeypatch.setattr(bench, "OUTPUTS", 8)
+    found = swcompile("bench", "--device", "cpu", "--batch", "2", "--json")
+    assert found.code == 0
+    rows = json.loads(found.out)["rows"]
+    assert [(row["name"], row["form"]) for row in rows] == [
+        *(("copy", "ceiling"), ("product", "ceiling")),
+        *(("block 1", "plain"), ("block 1", "torch"), ("block 1", "put")),
+    ]
+    assert all(0 < row["ms"][0] <= row["ms"][1] <= row["ms"][2] for row in rows)
+    assert [row["ratio"] is None for row in rows] == [True, True, False, False, True]
+    assert rows[3]["shape"] == [2, 72, 4, 4]
+
+    shown = swcompile("bench", "--device", "cpu", "--batch", "1")
+    assert "block 1" in shown.out
+    assert "ceiling" in shown.out
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for name, small in (("SIDES", (4,)), ("CHANNELS", (8, 16)), ("OUTPUTS", (8,)), ("BATCHES", {"cpu": (1,)})):
+        monkeypatch.setattr(calibrate, name, small)
+    kept = swcompile("bench", "--calibrate", "--device", "cpu")
+    assert kept.code == 0
+    assert "Kept in" in kept.out
+    known = rates.known(torch.device("cpu"))
+    assert len(known.of(torch.float32)["torch map"].timings) == 2
+
+
+def test_the_forms_that_bench_times_compute_the_same():
+    from swcompile import bench
+
+    gather = bench._Gather(2, 5, (16, 8, 8), torch.device("cpu"), torch.float32)
+    with torch.no_grad():
+        expected = gather.plain()
+        for form in (gather.by_torch, gather.by_triton, *gather.forms().values()):
+            torch.testing.assert_close(form(), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--device", "tpu"), "There is no device 'tpu'"),
+        (("--dtype", "int8", "--device", "cpu"), "There is no dtype 'int8'"),
+        (("--calibrate", "--batch", "2"), "leave out --dtype and --batch"),
+        (("--batch", "0"), "0 is not in the range"),
+    ],
+)
+def test_bench_refuses_what_there_is_not(swcompile, options, message):
+    found = swcompile("bench", *options)
+    assert found.code == 2
+    assert message in found.err

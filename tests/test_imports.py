@@ -24,6 +24,7 @@ ORDER = (
     "trace",
     "batches",
     "scores",
+    "choices",
     "modules",
     "rewrite",
     "optimize",
@@ -31,6 +32,7 @@ ORDER = (
     "calibrate",
     "check",
     "lower",
+    "bench",
     "modelfile",
     "store",
     "api",
@@ -42,7 +44,7 @@ ORDER = (
 WITHOUT_TORCH = ORDER[: ORDER.index("wiring") + 1]
 INSIDE_FUNCTIONS: dict[str, set[str]] = {
     # so that --help and mistyped options answer without the second that torch takes to load
-    "swcompile/cli.py": {f"swcompile.{name}" for name in ("api", "modelfile", "plan", "store", "tables")},
+    "swcompile/cli.py": {f"swcompile.{name}" for name in ("api", "bench", "modelfile", "plan", "store", "tables")},
 }
 """Imports inside functions, by file, each with its reason."""
 

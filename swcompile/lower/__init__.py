@@ -1,12 +1,14 @@
 """Lower gathers: put the maps that layers gather from into slabs, and run gather, norm, activation and layer as one.
 
-sites     which layers of a graph read a gather, and what stands between (find_sites)
-regions   which maps share a slab, and where in it each lies (lay_out_regions)
-emit      rewrite the graph to write the slabs and read from them (emit)
-run       what the rewritten graph calls
+sites       which layers of a graph read a gather, and what stands between (find_sites)
+regions     which maps share a slab, and where in it each lies (lay_out_regions)
+run         what a lowered graph calls
+operations  what a gather costs, form by form; calibrate times these, rates keeps and predicts them
+costs       which form each gather takes (choose)
+emit        rewrite the graph to write the slabs and read from them (lowered)
+lowering    all of this for one kind of call (Lowering)
 """
 
-from swcompile.lower.emit import BACKENDS, lowered
-from swcompile.lower.sites import Site, find_sites
+from swcompile.lower.lowering import BACKENDS, Lowering
 
-__all__ = ["BACKENDS", "Site", "find_sites", "lowered"]
+__all__ = ["BACKENDS", "Lowering"]

@@ -10,76 +10,49 @@ Parameters and buffers are read by name as the graph runs, so the state dict is 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import compress
+from collections.abc import Mapping
 from typing import Any
 
 from torch import fx, nn
 
 from swcompile.lower import run
+from swcompile.lower.costs import reads_apart
 from swcompile.lower.regions import Region, lay_out_regions
-from swcompile.lower.sites import Site, activation_of, find_sites
+from swcompile.lower.sites import Site, activation_of
 from swcompile.optimize import drop_unread
 from swkernels.affine import NO_NORM
-from swkernels.taps import AT_ONCE, Taps
 
 _TARGETS = {
-    "torch": (run.put, run.read_map, run.product),
-    "triton": (run.put_by_kernel, run.read_map_by_kernel, run.product_by_kernel),
+    "torch": (run.read_map, run.product),
+    "triton": (run.read_map_by_kernel, run.product_by_kernel),
 }
 
 
-BACKENDS = tuple(_TARGETS)
+def lowered(graph: fx.Graph, root: nn.Module, forms: Mapping[Site, str]) -> tuple[fx.Graph | None, tuple[str, ...]]:
+    """Return a copy of an eval-mode graph with sites in their forms, and the paths of the modules it bypasses.
 
-
-def lowered(graph: fx.Graph, root: nn.Module, backend: str) -> tuple[fx.Graph | None, tuple[str, ...]]:
-    """Return a lowered copy of an eval-mode graph whose values have their shapes, and the paths of the modules it bypasses.
-
-    None where nothing was lowered.
+    None where all forms are "plain", which leaves a site as it is.
     """
+    sites = [site for site, form in forms.items() if form != "plain"]
+    if not sites:
+        return None, ()
     copies: dict[fx.Node, fx.Node] = {}
     made = fx.Graph()
     made.output(made.graph_copy(graph, copies))
-    apart, slabbed = _divided(graph, find_sites(graph, root), backend)
-    if not apart and not slabbed:
-        return None, ()
-    for region in lay_out_regions(graph, slabbed):
-        _emit(made, region, copies, root, backend)
+    apart = [site for site in sites if forms[site] == "triton" and reads_apart(site)]
+    for region in lay_out_regions(graph, [site for site in sites if site not in apart]):
+        _emit(made, region, copies, root, forms)
     for site in apart:
-        _emit_apart(made, site, copies, root, backend)
+        _emit_apart(made, site, copies, root)
     drop_unread(made)
     made.lint()
-    bypassed = (node for site in (*apart, *slabbed) for node in site.steps if node.op == "call_module")
+    bypassed = (node for site in sites for node in site.steps if node.op == "call_module")
     return made, tuple(dict.fromkeys(str(node.target) for node in bypassed))
 
 
-def _divided(graph: fx.Graph, sites: Sequence[Site], backend: str) -> tuple[tuple[Site, ...], tuple[Site, ...]]:
-    """Return the sites that read maps where they were made, and those that read a slab. The kernels take all, torch what it can."""
-    if backend == "torch":
-        return (), _views(graph, [site for site in sites if not site.is_bare])
-    few = [len(site.sources) <= AT_ONCE for site in sites]
-    return tuple(compress(sites, few)), tuple(site for site, is_few in zip(sites, few, strict=True) if not is_few)
-
-
-def _views(graph: fx.Graph, sites: Sequence[Site]) -> tuple[Site, ...]:
-    """Return the sites that read one run of their slab, which is a view of it.
-
-    Several runs would have to be concatenated as the maps were, and putting these into the slab is lost: on a CPU, ResNet-50 and
-    DenseNet-121 rewired at p = 0.3 then took 1.04 to 1.16 times as long as they are, DenseNet-121 as it is 0.84 to 0.88 times.
-    """
-    one_run = {
-        site
-        for region in lay_out_regions(graph, sites)
-        for site in region.sites
-        if len(Taps.of_flat(region.runs(site)).runs) == 1 and len(site.pieces) > 1
-    }
-    left = tuple(site for site in sites if site in one_run)
-    return left if len(left) == len(sites) else _views(graph, left)
-
-
-def _emit(made: fx.Graph, region: Region, copies: dict[fx.Node, fx.Node], root: nn.Module, backend: str) -> None:
+def _emit(made: fx.Graph, region: Region, copies: dict[fx.Node, fx.Node], root: nn.Module, forms: Mapping[Site, str]) -> None:
     """Write the puts of a region and replace its sites. A site reads the slab as of the last put in front of it."""
-    put, _, _ = _TARGETS[backend]
+    put = run.put_by_kernel if any(forms[site] == "triton" for site in region.sites) else run.put
     order = {node: number for number, node in enumerate(made.nodes)}
     slabs: list[tuple[int, fx.Node]] = []
     for source, start in zip(region.maps, region.starts, strict=True):
@@ -97,17 +70,17 @@ def _emit(made: fx.Graph, region: Region, copies: dict[fx.Node, fx.Node], root: 
         last = copies[site.last]
         slab = [node for place, node in slabs if place < order[last]][-1]
         with made.inserting_before(last):
-            value = _value(made, site, slab, region.runs(site), root, backend)
+            value = _value(made, site, slab, region.runs(site), root, forms[site])
         _replace(site, value, copies)
 
 
-def _emit_apart(made: fx.Graph, site: Site, copies: dict[fx.Node, fx.Node], root: nn.Module, backend: str) -> None:
+def _emit_apart(made: fx.Graph, site: Site, copies: dict[fx.Node, fx.Node], root: nn.Module) -> None:
     """Replace a site by one that reads its maps where they are."""
     last, sources = copies[site.last], site.sources
     runs = tuple(number for piece in site.pieces for number in (sources.index(piece.source), piece.start, piece.stop))
     with made.inserting_before(last):
         maps = made.call_function(run.beside, tuple(copies[source] for source in sources), {"axis": site.axis})
-        value = _value(made, site, maps, runs, root, backend)
+        value = _value(made, site, maps, runs, root, "triton")
     _replace(site, value, copies)
 
 
@@ -122,8 +95,8 @@ def _behind_placeholders(graph: fx.Graph, node: fx.Node) -> fx.Node:
     return [other for other in graph.nodes if other.op == "placeholder"][-1] if node.op == "placeholder" else node
 
 
-def _value(made: fx.Graph, site: Site, maps: fx.Node, runs: tuple[int, ...], root: nn.Module, backend: str) -> fx.Node:
-    _, read_map, product = _TARGETS[backend]
+def _value(made: fx.Graph, site: Site, maps: fx.Node, runs: tuple[int, ...], root: nn.Module, form: str) -> fx.Node:
+    read_map, product = _TARGETS[form]
     before = (_norm(made, site.norm, root), _activation(site.activation, root))
     if site.layer is None:
         return made.call_function(read_map, (maps, runs, site.axis, *before))

@@ -55,6 +55,9 @@ def beside(*maps: Tensor, axis: int) -> tuple[Tensor, ...]:
 def read_map(slab: Tensor, runs: Sequence[int], axis: int, norm: NormParts, activation: str) -> Tensor:
     """Gather, norm and activate in plain torch."""
     taps, given = Taps.of_flat(runs), norm_of(*norm)
+    if given is None and activation == "none":
+        taken = taps.take([slab])  # one run is a view of the slab, and would change when its slots are used again
+        return channels_back(taken.clone() if len(taps.runs) == 1 else taken, axis)
     if slab.dtype in (torch.float32, torch.float64):
         return channels_back(_affine(taps.take([slab]), given, activation), axis)
     return channels_back(gather_reference(slab, taps, norm=given, activation=activation), axis)

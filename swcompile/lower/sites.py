@@ -200,6 +200,16 @@ def _unjoined(node: fx.Node, axis: int) -> Iterator[Piece]:
         place += piece.stop - piece.start
 
 
+def concats_of(node: fx.Node, axis: int) -> Iterator[fx.Node]:
+    """Yield the concats along an axis that a value is made by."""
+    if _is_cat(node) and _axis(node) == axis:
+        yield node
+        for part in _parts(node):
+            yield from concats_of(part, axis)
+    elif (cut := _slice(node, axis)) is not None:
+        yield from concats_of(cut[0], axis)
+
+
 def _slice(node: fx.Node, axis: int) -> tuple[fx.Node, int, int] | None:
     """Return source, start and stop of a value that is one piece of a split along the channels."""
     if node.target is not operator.getitem or not isinstance(node.args[1], int):

@@ -1,0 +1,103 @@
+"""Lower a module for one kind of call after the other: device, dtypes, layout and rough sizes decide what pays."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from swcompile.choices import Choice, Choices
+from swcompile.errors import SwnetError
+from swcompile.lower.costs import Chosen, choose, name_of
+from swcompile.lower.emit import lowered
+from swcompile.lower.rates import device_name, known
+from swcompile.lower.sites import find_sites
+from swcompile.modules import EXAMPLE, Lowered, RewiredModule
+from swcompile.trace import Example, shaped
+from swcompile.trace.shapes import describe_inputs, shapes_of
+
+BACKENDS = ("auto", "torch", "triton")
+
+
+@dataclass(frozen=True)
+class Lowering:
+    """How a module is lowered: by which backend, and for which example inputs first.
+
+    "torch" and "triton" lower every gather that can be, alike for all calls; "auto" chooses by the rates of the device.
+    """
+
+    backend: str
+    example: Example
+
+    def key(self, module: RewiredModule, arguments: Sequence[Any]) -> Hashable:
+        """Return what tells kinds of calls apart: calls of one key run one program. Sizes count by their power of two."""
+        if self.backend != "auto" or not all(isinstance(value, Tensor) for value in arguments):
+            return EXAMPLE
+        kinds = ((value.dtype, *((size - 1).bit_length() for size in value.shape)) for value in arguments)
+        weight = _weight(module)
+        return (None if weight is None else (weight.device, weight.dtype), _layout(weight, arguments), *kinds)
+
+    def program(self, module: RewiredModule, arguments: Sequence[Any] | None) -> Lowered:
+        """Lower a module for its arguments, or for the example inputs where they are None.
+
+        Arguments that the model cannot take are not lowered for: the model itself then says what is wrong.
+        """
+        example = self.example if arguments is None else describe_inputs(tuple(arguments))
+        graph, shell = copy.deepcopy(module.graphs[-1]), module.shell()
+        try:
+            shaped(graph, shell, example)
+        except SwnetError:
+            if arguments is None:
+                raise
+            return Lowered(None, (), None)
+        sites = find_sites(graph, shell)
+        weight = _weight(module)
+        device = torch.device("cpu") if weight is None else weight.device
+        call = f"{shapes_of(example)} on {device_name(device)}"
+        if self.backend != "auto":
+            chosen, why = _all_by(self.backend, sites), "as asked"
+        else:
+            rates, layout = known(device), _layout(weight, arguments or ())
+            chosen = choose(graph, sites, rates, layout)
+            why = _why(chosen, None if rates is None else f"{rates.device}, torch {rates.versions['torch']}", f"channels {layout}")
+        made, bypassed = lowered(graph, shell, chosen.forms)
+        return Lowered(made, bypassed, Choices(call, why, chosen.choices))
+
+
+def _all_by(backend: str, sites: Sequence[Any]) -> Chosen:
+    return Chosen(dict.fromkeys(sites, backend), tuple(Choice(name_of(site), backend) for site in sites))
+
+
+def _why(chosen: Chosen, rates: str | None, layout: str) -> str:
+    """Say what the choice goes by."""
+    if rates is None:
+        return "nothing is known of this device: run `swcompile bench --calibrate`"
+    predicted = [(one.plain_seconds, one.seconds) for one in chosen.choices if one.plain_seconds is not None]
+    if not predicted:
+        return f"the timings of {rates} hold nothing for this dtype"
+    before, after = (1000 * sum(float(side or 0) for side in sides) for sides in zip(*predicted, strict=True))
+    return f"{layout}, {before:.3g} ms in them before, {after:.3g} ms now, as predicted from timings of {rates}"
+
+
+def _weight(module: nn.Module) -> Tensor | None:
+    """Return the first weight whose layout says something, else any."""
+    first = None
+    for weight in module.parameters():
+        first = weight if first is None else first
+        if weight.dim() == 4 and weight.shape[1] > 1:
+            return weight
+    return first
+
+
+def _layout(weight: Tensor | None, arguments: Sequence[Any]) -> str:
+    """Say whether maps will have their channels "first" or "last": torch's convolutions go by their input and weight."""
+    given = [value for value in (weight, *arguments) if isinstance(value, Tensor) and value.dim() == 4]
+    return "last" if any(_is_channels_last(value) for value in given) else "first"
+
+
+def _is_channels_last(x: Tensor) -> bool:
+    return x.shape[1] > 1 and x.stride(1) == 1 and not x.is_contiguous()  # vmap answers this, and no other, question

@@ -1,0 +1,292 @@
+"""backend="auto": timings are kept and believed, the cheapest forms are found, and each kind of call gets its own."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import json
+import pickle
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import swnet
+from benchmarks.models import densenet, seeded
+from swcompile.lower import calibrate, costs, operations, rates, run
+from swcompile.lower.rates import Rates, Timing, Timings, flops, moved
+from swcompile.lower.regions import lay_out_regions
+from swcompile.lower.sites import find_sites
+from swcompile.trace import shaped
+from tests.lower.test_lower import X, targets, used
+from tests.zoo import densenet as bottlenecked
+
+CPU = torch.device("cpu")
+LAYOUTS = calibrate.LAYOUTS
+PLAIN = [f"{name} {layout}" for name in (operations.MAPS | operations.PRODUCTS) for layout in LAYOUTS if name != "put"]
+TORCH = [*(f"put {layout}" for layout in LAYOUTS), *(operations.SLAB_MAPS | operations.SLAB_PRODUCTS)]
+TRITON = [*(operations.KERNEL_MAPS | operations.KERNEL_PRODUCTS)]
+
+
+def table(plain: float = 1.0, by_torch: float | None = 1.0, by_triton: float | None = None) -> Rates:
+    """Return made-up timings: so many nanoseconds a byte in each form."""
+    sizes = list(itertools.product((8, 512, 4096), (16, 64, 256), (0, 16, 64)))
+
+    def timed(per_byte: float) -> Timings:
+        return Timings(4, tuple(Timing(*size, 1e-6 + 1e-9 * per_byte * moved(*size, 4)) for size in sizes))
+
+    forms = ((PLAIN, plain), (TORCH, by_torch), (TRITON, by_triton))
+    found = {name: timed(per_byte) for names, per_byte in forms if per_byte is not None for name in names}
+    return Rates("a device", {"torch": "0", "triton": None}, {"float32": found})
+
+
+@pytest.fixture
+def believed(monkeypatch: pytest.MonkeyPatch) -> Callable[[Rates | None], None]:
+    """Return a function that sets what is known of any device."""
+    return lambda found: monkeypatch.setattr("swcompile.lower.lowering.known", lambda _: found)
+
+
+# --- what is chosen ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("made_up", "form"),
+    [
+        (table(plain=10), "torch"),
+        (table(by_torch=10), "plain"),
+        (table(plain=10, by_torch=9, by_triton=1), "triton"),
+        (table(plain=1, by_torch=20, by_triton=10), "plain"),
+    ],
+)
+def test_the_fastest_form_is_chosen(made_up: Rates, form: str, believed: Callable[[Rates], None], launched: list[str]) -> None:
+    believed(made_up)
+    model = used(bottlenecked(), X).to(memory_format=torch.channels_last)
+    lowered = swnet.lower(model, X)
+    (choices,) = swnet.ledger(lowered).lowered
+    assert {one.form for one in choices.gathers} == {form}
+    with torch.no_grad():
+        torch.testing.assert_close(lowered(X), model(X), rtol=1e-4, atol=1e-5)
+    assert bool(launched) == (form == "triton")
+    predicted = [(one.seconds, one.plain_seconds) for one in choices.gathers]
+    assert sum(one for one, _ in predicted) < sum(one for _, one in predicted) or form == "plain"
+    assert "a device" in choices.why
+
+
+@pytest.mark.parametrize(("found", "why"), [(None, "nothing is known"), (replace(table(), dtypes={}), "nothing for this dtype")])
+def test_what_nothing_is_known_of_is_left_alone(found: Rates | None, why: str, believed: Callable[[Rates | None], None]) -> None:
+    believed(found)
+    lowered = swnet.lower(used(bottlenecked(), X), X)
+    assert lowered.programs[0].graph is None
+    (choices,) = swnet.ledger(lowered).lowered
+    assert why in choices.why
+    assert {one.form for one in choices.gathers} == {"plain"}
+    assert "10 gathers, 10 left alone" in str(swnet.ledger(lowered))
+
+
+def test_no_change_of_one_concats_readers_makes_a_region_cheaper() -> None:
+    """And none of them all alike: with made-up prices at which forms are mixed."""
+    model = used(seeded(densenet, 0, 16, 12), X)
+    graph, root = _shaped(model)
+    sites = find_sites(graph, root)
+    mixed = 0
+    for seed in range(8):
+        generator = np.random.default_rng(seed)
+        found = table(by_triton=1.0)
+        scaled = {name: _scaled(one, float(generator.uniform(0.2, 2.0))) for name, one in found.of(torch.float32).items()}
+        found = replace(found, dtypes={"float32": scaled})
+        for region in lay_out_regions(graph, sites):
+            prices = costs._Prices(region, found, "first")
+            best = costs._cheapest(region, prices)
+            total = prices.total(best)
+            plain = prices.total(dict.fromkeys(region.sites, "plain"))
+            assert total <= plain
+            mixed += len(set(best.values())) > 1
+            if total == plain:
+                continue
+            for form in costs.FORMS:
+                assert total <= prices.total(dict.fromkeys(region.sites, form)) + 1e-15
+                for cat in {site.cat for site in region.sites}:
+                    other = {site: form if site.cat is cat else chosen for site, chosen in best.items()}
+                    assert total <= prices.total(other) + 1e-15
+    assert mixed > 0
+
+
+def _scaled(timings: Timings, by: float) -> Timings:
+    return Timings(timings.item, tuple(replace(one, seconds=one.seconds * by) for one in timings.timings))
+
+
+def _shaped(model: nn.Module) -> tuple[Any, nn.Module]:
+    module = swnet.transform(model, X, p=0.0)
+    graph = copy.deepcopy(module.graphs[-1])
+    shaped(graph, module.shell(), module.swcompile.example)
+    return graph, module.shell()
+
+
+def test_what_is_shared_is_divided_and_nothing_is_lost() -> None:
+    graph, root = _shaped(used(bottlenecked(), X))
+    for region in lay_out_regions(graph, find_sites(graph, root)):
+        prices = costs._Prices(region, table(by_triton=1.0), "first")
+        for form in costs.FORMS:
+            forms = dict.fromkeys(region.sites, form)
+            shares = prices.shares(forms)
+            assert all(share > 0 for share in shares.values())
+            assert prices.total(forms) == pytest.approx(sum(shares.values()))
+        plain = prices.shares(dict.fromkeys(region.sites, "plain"))
+        nodes = set().union(*(prices.needed[site] for site in region.sites))
+        once = sum(prices._node(node, site) for site in region.sites for node in prices.needed[site] if node in nodes)
+        assert sum(plain.values()) <= once  # a concat that several read counts once
+
+
+# --- one program for each kind of call ---------------------------------------------------------------------------------------
+
+
+def test_each_kind_of_call_is_chosen_for_when_it_first_comes(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def choose(graph: Any, sites: Any, found: Rates | None, layout: str) -> costs.Chosen:
+        asked.append(layout)
+        return costs.choose(graph, sites, found, layout)
+
+    monkeypatch.setattr("swcompile.lower.lowering.choose", choose)
+    monkeypatch.setattr("swcompile.lower.lowering.known", lambda _: table(plain=10))
+    model = used(bottlenecked(), X)
+    lowered = swnet.lower(model, X)
+    assert asked == ["first"]
+    generator = torch.Generator().manual_seed(3)
+    with torch.inference_mode():
+        for shape, layout, count in [
+            *(((2, 3, 8, 8), torch.contiguous_format, 2), ((2, 3, 7, 6), torch.contiguous_format, 2)),
+            *(((16, 3, 8, 8), torch.contiguous_format, 3), ((13, 3, 8, 8), torch.contiguous_format, 3)),
+            *(((2, 3, 8, 8), torch.channels_last, 4), ((2, 3, 8, 8), torch.contiguous_format, 4)),
+        ]:
+            x = torch.randn(shape, generator=generator).contiguous(memory_format=layout)
+            torch.testing.assert_close(lowered(x), model(x), rtol=1e-4, atol=1e-5)
+            assert len(asked) == count
+        assert asked == ["first", "first", "first", "last"]
+        lowered.double()(X.double())
+    assert len(asked) == 5
+    told = swnet.ledger(lowered).lowered
+    assert [choices.call.split()[0] for choices in told] == ["2x3x8x8", "2x3x8x8", "16x3x8x8", "2x3x8x8", "2x3x8x8:float64"]
+    assert "nothing for this dtype" in told[-1].why
+    assert len(swnet.ledger(lowered).as_dict()["lowered"]) == 5
+
+
+@pytest.mark.parametrize("remade", [copy.deepcopy, lambda module: pickle.loads(pickle.dumps(module))])
+def test_copies_choose_for_themselves(remade: Callable[[nn.Module], Any], believed: Callable[[Rates], None]) -> None:
+    believed(table(plain=10))
+    lowered = swnet.lower(used(bottlenecked(), X), X)
+    believed(table(by_torch=10))
+    again = remade(lowered)
+    assert run.product in targets(lowered)
+    assert again.programs[0].graph is None
+    with torch.no_grad():
+        torch.testing.assert_close(again(X), lowered(X), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")  # torch's advice on vmap
+def test_a_first_call_inside_vmap_or_a_compiler(believed: Callable[[Rates], None]) -> None:
+    believed(table(plain=10))
+    model, xs = used(bottlenecked(), X), torch.randn(3, 5, 3, 8, 8)
+    for wrapped in (torch.func.vmap, lambda module: torch.compile(module, backend="aot_eager", fullgraph=True)):
+        lowered = swnet.lower(model, X)
+        with torch.no_grad():
+            given = xs if wrapped is torch.func.vmap else xs[0]
+            expected = torch.stack([model(x) for x in xs]) if wrapped is torch.func.vmap else model(xs[0])
+            torch.testing.assert_close(wrapped(lowered)(given), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_wrong_input_gets_the_models_own_error(believed: Callable[[Rates], None]) -> None:
+    believed(table(plain=10))
+    lowered = swnet.lower(used(bottlenecked(), X), X)
+    with torch.no_grad(), pytest.raises(RuntimeError, match="expected input"):
+        lowered(torch.randn(2, 5, 8, 8))
+
+
+# --- timings -----------------------------------------------------------------------------------------------------------------
+
+
+def test_a_line_is_found_and_corrected_by_its_neighbours() -> None:
+    sizes = list(itertools.product((64, 512, 4096, 32768), (32, 128, 512), (32, 128)))
+    lined = Timings(4, tuple(Timing(*size, 2e-6 + 1e-10 * moved(*size, 4) + 1e-11 * flops(*size)) for size in sizes))
+    assert lined.error < 1e-6
+    assert lined.seconds(1000, 200, 50) == pytest.approx(2e-6 + 1e-10 * moved(1000, 200, 50, 4) + 1e-11 * flops(1000, 200, 50))
+    slow = Timings(4, tuple(replace(one, seconds=one.seconds * (10 if one.rows > 4096 else 1)) for one in lined.timings))
+    assert slow.seconds(32768, 128, 32) == pytest.approx(10 * lined.seconds(32768, 128, 32), rel=0.01)
+    assert slow.seconds(64, 128, 32) == pytest.approx(lined.seconds(64, 128, 32), rel=0.01)
+
+
+def test_no_part_of_a_line_is_negative() -> None:
+    generator = np.random.default_rng(0)
+    for _ in range(50):
+        parts = generator.uniform(0, 1, (12, 3)) * [1, 1e6, generator.choice([0, 1e9])]
+        seconds = generator.uniform(1e-6, 1e-3, 12)
+        found = rates.fitted(parts, seconds)
+        assert (found >= 0).all()
+        off = np.square(parts @ found / seconds - 1).sum()
+        for column in np.flatnonzero(parts.any(0)):  # no small step from there is better
+            for step in (-1e-3, 1e-3):
+                other = found.copy()
+                other[column] = max(other[column] * (1 + step), 0) or 1e-9 / parts[:, column].max()
+                assert np.square(parts @ other / seconds - 1).sum() >= off - 1e-9
+
+
+def test_tables_are_kept_and_the_nearest_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shipped = tmp_path / "shipped"
+    shipped.mkdir()
+    monkeypatch.setattr(rates, "SHIPPED", shipped)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    assert rates.known(CPU) is None
+    for file, name in (("cpu.json", "some CPU"), (f"{rates.slug(rates.device_name(CPU))}.json", "this CPU")):
+        (shipped / file).write_text(_text(replace(table(), device=name)))
+        assert rates.known(CPU).device == name
+    mine = replace(table(plain=3), device=rates.device_name(CPU))
+    file = rates.keep(mine)
+    assert file.is_relative_to(tmp_path / "cache")
+    assert rates.known(CPU) == mine
+    monkeypatch.setattr(rates, "versions", lambda: {"torch": "another", "triton": None})
+    assert rates.known(CPU).device == "this CPU"
+
+
+def _text(found: Rates) -> str:
+    return json.dumps(found.as_dict())
+
+
+def test_calibration_times_all_that_a_choice_asks_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calibrate, "BATCHES", {"cpu": (1,)})
+    monkeypatch.setattr(calibrate, "SIDES", (4, 8))
+    monkeypatch.setattr(calibrate, "CHANNELS", (16, 32))
+    monkeypatch.setattr(calibrate, "OUTPUTS", (8, 16))
+    told: list[str] = []
+    found = calibrate.calibrated(CPU, told.append, seconds=0.001)
+    assert told == ["timing operations on float32"]
+    assert found.device == rates.device_name(CPU)
+    assert set(found.of(torch.float32)) == {*PLAIN, *TORCH}
+    assert all(one.seconds > 0 for timings in found.of(torch.float32).values() for one in timings.timings)
+    graph, root = _shaped(used(bottlenecked(), X))
+    chosen = costs.choose(graph, find_sites(graph, root), found, "first")
+    assert all(one.plain_seconds is not None and one.plain_seconds > 0 for one in chosen.choices)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_operations_that_are_timed_do_the_same_work(layout: str) -> None:
+    size = operations.Size(2, 5, 24, 16)
+    x = operations.Inputs(size, torch.float32, CPU, layout)
+    assert (size.rows, x.map.shape, x.weight.shape) == (50, (2, 24, 5, 5), (16, 24, 1, 1))
+    with torch.no_grad():
+        assert torch.equal(operations.MAPS["cat"](x), x.map)
+        for put in (operations.MAPS["put"], operations.KERNEL_MAPS["triton put"]):
+            x.slab.fill_(torch.nan)
+            put(x)
+            assert torch.equal(x.slab[..., :24], x.map.movedim(1, -1))
+        active = torch.relu(x.norm(x.map))
+        for name, made in (operations.SLAB_MAPS | {"triton map": operations.KERNEL_MAPS["triton map"]}).items():
+            torch.testing.assert_close(made(x), active, msg=name)
+        product = operations.PRODUCTS["product"]
+        torch.testing.assert_close(operations.SLAB_PRODUCTS["torch product"](x), product(x))
+        by_kernel = operations.KERNEL_PRODUCTS["triton product"](x)
+        torch.testing.assert_close(by_kernel, torch.conv2d(active, x.weight), rtol=1e-4, atol=1e-4)
