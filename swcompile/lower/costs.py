@@ -23,7 +23,7 @@ from swkernels.taps import AT_ONCE, Taps
 
 FORMS = ("plain", "torch", "triton")
 WORTH_IT = 0.95
-"""A region is lowered where that is predicted to take at most this share of the time: predictions are not better than that."""
+"""A region is lowered where that is predicted to take at most this share of the time: predictions are no better than that."""
 
 Forms = Mapping[Site, str]
 
@@ -125,12 +125,15 @@ class _Prices:
                 yield from ((site, self._node(node, site), node) for node in self.needed[site])
 
     def _puts(self, forms: Forms) -> Iterator[tuple[Site, float, fx.Node]]:
-        """Yield what the maps cost that sites read from the slab; by the kernel where one of them does."""
+        """Yield what the maps cost that sites read from the slab; by the kernel where one of them does.
+
+        Most are made by convolutions that read what another site gave, and so have their channels last whatever the model's layout.
+        """
         by_kernel = "triton" in forms.values()
         for site, form in forms.items():
             if form == "torch" or (form == "triton" and not reads_apart(site)):
                 for source in site.sources:
-                    yield site, self._price("triton put" if by_kernel else f"put {self.layout}", *self._size(source)), source
+                    yield site, self._price("triton put" if by_kernel else "put last", *self._size(source)), source
 
     def _node(self, node: fx.Node, site: Site) -> float:
         kinds = {site.norm: "norm", site.out_norm: "norm", site.activation: "activation", site.out_activation: "activation"}
@@ -159,6 +162,8 @@ class _Prices:
         if site.layer is not None:
             outputs = self._size(site.layer)[1]
             cost += self._price("torch product", rows, channels, outputs)
+            if site.out_norm is not None:  # goes into the smaller of weight and map
+                cost += self._price("torch map", *((outputs, channels) if rows > outputs else (rows, outputs)))
             if site.out_activation is not None:
                 cost += self._price("activation last", rows, outputs)
         return cost

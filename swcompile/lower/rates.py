@@ -23,6 +23,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from swcompile.errors import SwnetError
+
 Floats = NDArray[np.float64]
 
 SHIPPED = Path(__file__).parent / "timings"
@@ -60,6 +62,11 @@ class Timings:
 
     item: int
     timings: tuple[Timing, ...]
+
+    def __post_init__(self) -> None:
+        numbers = [number for one in self.timings for number in (one.rows, one.channels, one.seconds)]
+        if not numbers or min(numbers) <= 0:
+            raise ValueError("timings are of at least one row and channel, and took time")
 
     def seconds(self, rows: int, channels: int, outputs: int = 0) -> float:
         """Return how long the operation would take."""
@@ -190,19 +197,22 @@ def slug(name: str) -> str:
 
 
 def known(device: torch.device) -> Rates | None:
-    """Return the table for a device, or None."""
+    """Return the table for a device, or None. Raises SwnetError for a file that holds something else."""
     name = device_name(device)
     shipped = [SHIPPED / f"{slug(name)}.json", *([SHIPPED / "cpu.json"] if device.type == "cpu" else [])]
     return next((_read(file) for file in (_measured(name), *shipped) if file.is_file()), None)
 
 
 def keep(rates: Rates) -> Path:
-    """Write a table where `known` looks first, and return the path."""
+    """Write a table where `known` looks first, and return the path. Raises SwnetError where it cannot be written."""
     file = _measured(rates.device)
-    file.parent.mkdir(parents=True, exist_ok=True)
     part = file.with_name(f".{file.name}.{os.getpid()}")
-    part.write_text(json.dumps(rates.as_dict()) + "\n", encoding="utf-8")
-    return part.replace(file)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        part.write_text(json.dumps(rates.as_dict()) + "\n", encoding="utf-8")
+        return part.replace(file)
+    except OSError as error:
+        raise SwnetError(f"The timings cannot be kept in {file}: {error}. XDG_CACHE_HOME names another folder for them.") from error
 
 
 def _measured(name: str) -> Path:
@@ -213,4 +223,10 @@ def _measured(name: str) -> Path:
 
 
 def _read(file: Path) -> Rates:
-    return Rates.of_dict(json.loads(file.read_text(encoding="utf-8")))
+    try:
+        return Rates.of_dict(json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise SwnetError(
+            f"{file} holds no timings that can be read ({type(error).__name__}: {error}); remove it, or run "
+            "`swcompile bench --calibrate`."
+        ) from error

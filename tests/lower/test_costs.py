@@ -18,6 +18,7 @@ from torch import nn
 
 import swnet
 from benchmarks.models import densenet, seeded
+from swcompile.errors import SwnetError
 from swcompile.lower import calibrate, costs, operations, rates, run
 from swcompile.lower.rates import Rates, Timing, Timings, flops, moved
 from swcompile.lower.regions import lay_out_regions
@@ -250,6 +251,20 @@ def test_tables_are_kept_and_the_nearest_is_found(tmp_path: Path, monkeypatch: p
     assert rates.known(CPU) == mine
     monkeypatch.setattr(rates, "versions", lambda: {"torch": "another", "triton": None})
     assert rates.known(CPU).device == "this CPU"
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{}", "[1]", '{"device": 1, "versions": {}, "dtypes": {"float32": {"cat": {"item": 4, "timings": []}}}}']
+)
+def test_a_file_that_holds_no_timings_is_told(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    file = rates.keep(replace(table(), device=rates.device_name(CPU)))
+    file.write_text(text)
+    with pytest.raises(SwnetError, match="holds no timings that can be read"):
+        swnet.lower(used(bottlenecked(), X), X)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(file))
+    with pytest.raises(SwnetError, match="cannot be kept in"):
+        rates.keep(table())
 
 
 def _text(found: Rates) -> str:
