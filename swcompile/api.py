@@ -362,7 +362,8 @@ def lower(model: nn.Module, example_inputs: object = None, *, backend: str = "au
     "auto" predicts from timings of the device's operations what each gather would take, and leaves alone what gains nothing;
     `swcompile bench --calibrate` makes these timings, a CPU that has none goes by those of another, a GPU that has none is left
     alone. It chooses at the first call of a kind: by device, dtype, layout, and the power of two of each size. Inside torch.compile
-    and torch.export, what was chosen for the example inputs runs. `swnet.ledger` says what was chosen and why.
+    and torch.export, what was chosen for the example inputs runs; calls with keywords, or with anything but tensors, run as before.
+    `swnet.ledger` says what was chosen and why.
 
     Args:
         model: what `transform` made, or any model that it takes; that is then traced, and nothing else is changed.

@@ -1,9 +1,8 @@
 """Time gathers on a device, form by form: what `swcompile bench` shows.
 
 Each is a layer of DenseNet-121 in the middle of its block: concat, norm, ReLU and a 1x1 convolution to 128 channels, over as many
-maps as the layer has. All take turns in one run: plain channels-last torch; on a GPU also torch.compile, as tuned as it gets; the
-slab in plain torch; on a GPU the Triton kernel. The slab is
-written before the clock starts; `put` is what that takes.
+maps as the layer has. One after the other in one run: plain channels-last torch; on a GPU also torch.compile, as tuned as it gets;
+the slab in plain torch; on a GPU the Triton kernel. The slab is written before the clock starts; `put` is what that takes.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from swcompile.errors import SwnetError
+from swcompile.errors import SwnetError, first_line
 from swcompile.lower import run
 from swcompile.lower.calibrate import calibrated
 from swcompile.lower.rates import Rates, device_name, flops, keep, moved, versions
@@ -56,7 +55,10 @@ def microbenchmarks(
     for name, (side, first, layers) in STAGES.items():
         begin(name)
         widths = (first, *(GROWTH for _ in range(layers)))
-        yield from _gather(name, _Gather(batch, side, widths, device, dtype), seconds)
+        try:
+            yield from _gather(name, _Gather(batch, side, widths, device, dtype), seconds)
+        except RuntimeError as error:  # torch.OutOfMemoryError among them
+            raise SwnetError(f"{name} cannot be timed with a batch of {batch}: {first_line(error)}.") from error
 
 
 def asked(device: str | None, dtype: str | None, batch: int | None) -> tuple[torch.device, torch.dtype, int]:

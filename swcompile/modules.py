@@ -274,13 +274,15 @@ class RewiredModule(fx.GraphModule):
         self.__dict__["_programs"] = {}
         if self.lowering is not None:
             self._programs[EXAMPLE] = self._lowered_for(None)
+            if (key := self.lowering.example_key(self)) is not None:
+                self._programs[key] = self._programs[EXAMPLE]
 
         @functools.wraps(in_training)
         def forward(module: RewiredModule, *args: Any, **kwargs: Any) -> Any:
             run = in_training if module.training or in_eval is None else in_eval
             if module.lowering is not None and not module.training and _may_be_lowered(module, (), args, kwargs):
                 program = module._program(args, kwargs)
-                if program.run is not None and _may_be_lowered(module, program.around, args, kwargs):
+                if program is not None and program.run is not None and _may_be_lowered(module, program.around, args, kwargs):
                     run = program.run
             return run(module, *args, **kwargs)
 
@@ -301,17 +303,29 @@ class RewiredModule(fx.GraphModule):
     @property
     def programs(self) -> tuple[Lowered, ...]:
         """What has been lowered so far: for the example inputs, and for each kind of call that came."""
-        return tuple(program.lowered for program in self.__dict__.get("_programs", {}).values())
+        programs = {id(program): program.lowered for program in self.__dict__.get("_programs", {}).values()}
+        return tuple(programs.values())
 
-    def _program(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> _Program:
-        """Return the program for a call, made now where it is the first of its kind."""
+    def _program(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> _Program | None:
+        """Return the program for a call, made now where it is the first of its kind; None where the call runs as it is."""
         programs: dict[Any, _Program] = self._programs
-        if torch.compiler.is_compiling() or kwargs or not args or torch._C._functorch.peek_interpreter_stack() is not None:
+        if torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None:
             return programs[EXAMPLE]  # no other can be made inside a compiler, or a transform of torch.func
+        if kwargs or not args or torch._C._get_tracing_state() is not None:
+            return None
         key = self.lowering.key(self, args)
+        if key is None:
+            return None
         if key not in programs:
             programs[key] = self._lowered_for(args)
         return programs[key]
+
+    def _apply(self, fn: Any, recurse: bool = True) -> RewiredModule:
+        """Move or convert the module; what was chosen for another device or dtype is forgotten."""
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if self.lowering is not None and self.lowering.backend == "auto":
+            self.recompile()
+        return self
 
     def _lowered_for(self, args: tuple[Any, ...] | None) -> _Program:
         made: Lowered = self.lowering.program(self, args)

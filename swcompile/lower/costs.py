@@ -22,7 +22,7 @@ from swcompile.trace.shapes import spec_of
 from swkernels.taps import AT_ONCE, Taps
 
 FORMS = ("plain", "torch", "triton")
-WORTH_IT = 0.95
+WORTH_IT = 0.85
 """A region is lowered where that is predicted to take at most this share of the time: predictions are no better than that."""
 
 Forms = Mapping[Site, str]
@@ -100,7 +100,19 @@ class _Prices:
         self.layout = "last" if region.axis == -1 else layout
         self.rates = {} if rates is None else rates.of(spec.dtype)
         self.known: dict[tuple[Any, ...], float] = {}
-        self.needed = {site: {site.cat, *concats_of(site.cat, region.axis), *site.steps} for site in region.sites}
+        cats = {site: {site.cat, *concats_of(site.cat, region.axis)} for site in region.sites}
+        gone = self._gone(set().union(*cats.values()))
+        self.needed = {site: {*(cats[site] & gone), *site.steps} for site in region.sites}
+
+    def _gone(self, cats: set[fx.Node]) -> set[fx.Node]:
+        """Return the concats that nobody reads any more when all sites are lowered; what stays costs the same in every form."""
+        last = {site.last for site in self.region.sites if site.is_bare}
+        firsts = {site.steps[0] for site in self.region.sites if site.steps}
+        gone: set[fx.Node] = set()
+        for cat in sorted(cats, reverse=True):  # those that others are parts of come first
+            if cat in last or all(user in firsts or user in gone for user in cat.users):
+                gone.add(cat)
+        return gone
 
     def total(self, forms: Forms) -> float:
         """Return the predicted seconds of the region."""
@@ -129,7 +141,7 @@ class _Prices:
 
         Most are made by convolutions that read what another site gave, and so have their channels last whatever the model's layout.
         """
-        by_kernel = "triton" in forms.values()
+        by_kernel = any(form == "triton" and not reads_apart(site) for site, form in forms.items())
         for site, form in forms.items():
             if form == "torch" or (form == "triton" and not reads_apart(site)):
                 for source in site.sources:

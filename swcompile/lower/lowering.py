@@ -9,16 +9,18 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import _disable_current_modes
 
 from swcompile.choices import Choice, Choices
 from swcompile.errors import SwnetError
 from swcompile.lower.costs import Chosen, choose, name_of
 from swcompile.lower.emit import lowered
-from swcompile.lower.rates import device_name, known
+from swcompile.lower.rates import Rates, device_name, known
 from swcompile.lower.sites import find_sites
-from swcompile.modules import EXAMPLE, Lowered, RewiredModule
+from swcompile.modules import Lowered, RewiredModule
 from swcompile.trace import Example, shaped
-from swcompile.trace.shapes import describe_inputs, shapes_of
+from swcompile.trace.shapes import Spec, describe_inputs, shapes_of
 
 BACKENDS = ("auto", "torch", "triton")
 
@@ -33,43 +35,81 @@ class Lowering:
     backend: str
     example: Example
 
-    def key(self, module: RewiredModule, arguments: Sequence[Any]) -> Hashable:
-        """Return what tells kinds of calls apart: calls of one key run one program. Sizes count by their power of two."""
-        if self.backend != "auto" or not all(isinstance(value, Tensor) for value in arguments):
-            return EXAMPLE
+    def key(self, module: nn.Module, arguments: Sequence[Any]) -> Hashable | None:
+        """Return what tells kinds of calls apart: calls of one key run one program. Sizes count by their power of two.
+
+        None for calls that none is made for: with arguments that are no plain tensors, or are empty.
+        """
+        if not all(_is_plain(value) for value in arguments):
+            return None
+        if self.backend != "auto":
+            return tuple(value.dim() for value in arguments)
         kinds = ((value.dtype, *((size - 1).bit_length() for size in value.shape)) for value in arguments)
         weight = _weight(module)
         return (None if weight is None else (weight.device, weight.dtype), _layout(weight, arguments), *kinds)
+
+    def example_key(self, module: nn.Module) -> Hashable | None:
+        """Return the key of the example inputs."""
+        if not all(isinstance(value, Spec) for value in self.example):
+            return None
+        with FakeTensorMode():
+            return self.key(module, [value.fake() for value in _as(_weight(module), self.example)])
 
     def program(self, module: RewiredModule, arguments: Sequence[Any] | None) -> Lowered:
         """Lower a module for its arguments, or for the example inputs where they are None.
 
         Arguments that the model cannot take are not lowered for: the model itself then says what is wrong.
         """
-        example = self.example if arguments is None else describe_inputs(tuple(arguments))
+        weight = _weight(module)
         graph, shell = copy.deepcopy(module.graphs[-1]), module.shell()
         try:
-            shaped(graph, shell, example)
+            example = _as(weight, self.example) if arguments is None else describe_inputs(tuple(arguments))
+            with _disable_current_modes():  # what counts or records the call shall not see this
+                shaped(graph, shell, example)
         except SwnetError:
-            if arguments is None:
-                raise
             return Lowered(None, (), None)
         sites = find_sites(graph, shell)
-        weight = _weight(module)
         device = torch.device("cpu") if weight is None else weight.device
         call = f"{shapes_of(example)} on {device_name(device)}"
         if self.backend != "auto":
             chosen, why = _all_by(self.backend, sites), "as asked"
         else:
-            rates, layout = known(device), _layout(weight, arguments or ())
+            rates, unread = _known(device)
+            layout = _layout(weight, arguments or ())
             chosen = choose(graph, sites, rates, layout)
-            why = _why(chosen, None if rates is None else f"{rates.device}, torch {rates.versions['torch']}", f"channels {layout}")
+            why = unread or _why(
+                chosen, None if rates is None else f"{rates.device}, torch {rates.versions.get('torch')}", f"channels {layout}"
+            )
         made, bypassed = lowered(graph, shell, chosen.forms)
         return Lowered(made, bypassed, Choices(call, why, chosen.choices))
 
 
 def _all_by(backend: str, sites: Sequence[Any]) -> Chosen:
     return Chosen(dict.fromkeys(sites, backend), tuple(Choice(name_of(site), backend) for site in sites))
+
+
+def _as(weight: Tensor | None, example: Example) -> Example:
+    """Return example inputs as a model takes them that was converted since: floating ones in the dtype of its weights."""
+    if weight is None or not weight.is_floating_point():
+        return example
+    return tuple(
+        Spec(value.shape, weight.dtype) if isinstance(value, Spec) and value.dtype.is_floating_point else value for value in example
+    )
+
+
+def _known(device: torch.device) -> tuple[Rates | None, str]:
+    """Return what is known of a device, or why it cannot be read: a call shall not fail for that."""
+    try:
+        return known(device), ""
+    except SwnetError as error:
+        return None, str(error)
+
+
+def _is_plain(value: Any) -> bool:
+    """Say whether a value is a tensor with sizes that are numbers, none of them 0."""
+    if not isinstance(value, Tensor) or value.is_nested:
+        return False
+    return all(type(size) is int and size > 0 for size in value.shape)
 
 
 def _why(chosen: Chosen, rates: str | None, layout: str) -> str:
@@ -88,7 +128,7 @@ def _weight(module: nn.Module) -> Tensor | None:
     first = None
     for weight in module.parameters():
         first = weight if first is None else first
-        if weight.dim() == 4 and weight.shape[1] > 1:
+        if weight.dim() == 4 and weight.shape[1] > 1 and weight.shape[2:] != (1, 1):
             return weight
     return first
 

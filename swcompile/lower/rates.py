@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import os
 import platform
 import re
@@ -64,8 +65,11 @@ class Timings:
     timings: tuple[Timing, ...]
 
     def __post_init__(self) -> None:
-        numbers = [number for one in self.timings for number in (one.rows, one.channels, one.seconds)]
-        if not numbers or min(numbers) <= 0:
+        numbers = [
+            self.item,
+            *(number for one in self.timings for number in (one.rows, one.channels, one.outputs + 1, one.seconds)),
+        ]
+        if len(numbers) == 1 or not all(math.isfinite(number) and number > 0 for number in numbers):
             raise ValueError("timings are of at least one row and channel, and took time")
 
     def seconds(self, rows: int, channels: int, outputs: int = 0) -> float:
@@ -159,7 +163,7 @@ class Rates:
             dtype: {name: Timings(found["item"], tuple(Timing(*one) for one in found["timings"])) for name, found in by.items()}
             for dtype, by in read["dtypes"].items()
         }
-        return cls(read["device"], read["versions"], dtypes)
+        return cls(str(read["device"]), dict(read["versions"]), dtypes)
 
 
 def device_name(device: torch.device) -> str:
@@ -198,20 +202,27 @@ def slug(name: str) -> str:
 
 def known(device: torch.device) -> Rates | None:
     """Return the table for a device, or None. Raises SwnetError for a file that holds something else."""
+    if device.type not in ("cpu", "cuda"):
+        return None
     name = device_name(device)
     shipped = [SHIPPED / f"{slug(name)}.json", *([SHIPPED / "cpu.json"] if device.type == "cpu" else [])]
-    return next((_read(file) for file in (_measured(name), *shipped) if file.is_file()), None)
+    try:
+        measured = [file for file in (_measured(name),) if file.is_file()]
+    except (OSError, RuntimeError):  # there is no home, or it is somebody else's
+        measured = []
+    return next((_read(file) for file in (*measured, *shipped) if file.is_file()), None)
 
 
 def keep(rates: Rates) -> Path:
     """Write a table where `known` looks first, and return the path. Raises SwnetError where it cannot be written."""
-    file = _measured(rates.device)
-    part = file.with_name(f".{file.name}.{os.getpid()}")
+    file: Path | str = "the cache folder"
     try:
+        file = _measured(rates.device)
+        part = file.with_name(f".{file.name}.{os.getpid()}")
         file.parent.mkdir(parents=True, exist_ok=True)
         part.write_text(json.dumps(rates.as_dict()) + "\n", encoding="utf-8")
         return part.replace(file)
-    except OSError as error:
+    except (OSError, RuntimeError) as error:
         raise SwnetError(f"The timings cannot be kept in {file}: {error}. XDG_CACHE_HOME names another folder for them.") from error
 
 

@@ -33,6 +33,7 @@ _FUNCTIONS: Mapping[object, str] = {
     functional.silu: "silu",
     functional.hardswish: "hardswish",
 }
+_CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 _BY_STRIDES = ("view", "view_as", "as_strided", "set_")
 """Methods that fail or change with the strides of a value, which a site does not keep."""
@@ -115,8 +116,24 @@ def _behind(cat: fx.Node, root: nn.Module) -> Iterator[Site]:
     bare = Site(cat, pieces, axis)
     sites = [_with_product(_with_norm(bare, user, root), user, root) for user in cat.users if not _is_part(cat, user, axis)]
     yield from (site for site in sites if not site.is_bare)
-    if any(site.is_bare for site in sites):
+    if any(site.is_bare for site in sites) and any(_fixes_width(user, cat, axis, root) for user in cat.users):
         yield bare
+
+
+def _fixes_width(user: fx.Node, value: fx.Node, axis: int, root: nn.Module) -> bool:
+    """Say whether a value's channels are as many for every input, because a layer or norm behind takes no other number.
+
+    Without one they may be places of a sequence, as where a class token is put in front of others.
+    """
+    if activation_of(user, root) is not None:
+        return any(_fixes_width(other, user, axis, root) for other in user.users)
+    module: Any = module_of(user, root)
+    if is_norm(user, root):
+        return _norms_channels(user, value, axis)
+    if axis == -1:
+        return type(module) is nn.Linear
+    spec = spec_of(value)
+    return type(module) in _CONVS and spec is not None and len(spec.shape) == 2 + len(module.kernel_size)
 
 
 def _alike(cat: fx.Node, pieces: Sequence[Piece], axis: int) -> bool:
@@ -305,7 +322,7 @@ def is_product(node: fx.Node, cat: fx.Node, axis: int, root: nn.Module) -> bool:
         return False
     if axis == -1:
         return type(module) is nn.Linear and module.in_features == spec.shape[-1]
-    if type(module) not in (nn.Conv1d, nn.Conv2d, nn.Conv3d):
+    if type(module) not in _CONVS[:3]:
         return False
     conv: Any = module
     if len(spec.shape) != 2 + len(conv.kernel_size) or conv.in_channels != spec.shape[1]:  # without a batch, axis 1 is the height
