@@ -28,6 +28,7 @@ from benchmarks.bench_prune import SHAPE, measure
 from benchmarks.models import seeded
 from benchmarks.record import compared, quartiles, write_timings
 from benchmarks.vision import torchvision_models
+from swcompile.errors import NothingToDoError
 from swcompile.lower import BACKENDS
 
 NETWORKS = ("densenet121", "+densenet121", "+resnet50", "+resnet18")
@@ -41,7 +42,10 @@ def examine(name: str, model: nn.Module, layout: str, batch: int, rounds: int, b
     row |= {"baseline": "rewired" if name.startswith("+") else "original", "peak_memory": None, "bytes": None, "flops": None}
     model = model.eval().to(memory_format=LAYOUTS[layout])
     images = torch.zeros(batch, *SHAPE).contiguous(memory_format=LAYOUTS[layout])
-    lowered = swnet.lower(model, images, backend=backend)
+    try:
+        lowered = swnet.lower(model, images, backend=backend)
+    except NothingToDoError as error:  # the network has no concat at all
+        return row | {"left_alone": str(error)}
     with torch.no_grad():
         lowered(images)
     chosen = swnet.ledger(lowered).lowered[-1]

@@ -362,6 +362,24 @@ def test_without_a_batch_the_second_axis_is_no_channel() -> None:
         swnet.lower(Unbatched(), torch.randn(8, 4, 4))
 
 
+def test_a_bare_concat_is_no_view_of_slots_that_are_used_again() -> None:
+    class Late(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.e = (nn.Conv2d(3, 8, 1) for _ in range(3))
+            self.three, self.one = conv3x3(16, 4), nn.Conv2d(16, 4, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            a = self.a(x)
+            early = torch.cat([a, self.b(x)], 1)
+            other = self.one(functional.relu(torch.cat([a, self.e(x)], 1)))  # e takes the slot of b
+            return (self.three(early) + other).mean((2, 3))
+
+    model = Late().eval()
+    with torch.no_grad():
+        torch.testing.assert_close(swnet.lower(model, X, backend="torch")(X), model(X), rtol=1e-4, atol=1e-5)
+
+
 class Tokens(nn.Module):
     """Concats of as many things as the input is large: a class token in front of others, and maps side by side."""
 
