@@ -117,6 +117,18 @@ def test_no_change_of_one_concats_readers_makes_a_region_cheaper() -> None:
     assert mixed > 0
 
 
+def test_what_pays_only_for_all_readers_together_is_found() -> None:
+    """A slab so dear that no concat alone is worth it, while all that read it are: nothing but that start leads there."""
+    graph, root = _shaped(used(bottlenecked(), X))
+    region = lay_out_regions(graph, find_sites(graph, root))[0]
+    rates = table(plain=3, by_torch=1).of(torch.float32)
+    dear = {name: _scaled(one, 16) if name == "put last" else one for name, one in rates.items()}
+    prices = costs._Prices(region, replace(table(), dtypes={"float32": dear}), "last")
+    plain = dict.fromkeys(region.sites, "plain")
+    assert costs._improved(plain, prices) == plain
+    assert set(costs._cheapest(region, prices).values()) == {"torch"}
+
+
 def _scaled(timings: Timings, by: float) -> Timings:
     return Timings(timings.item, tuple(replace(one, seconds=one.seconds * by) for one in timings.timings))
 
