@@ -7,6 +7,12 @@ whose channels lie side by side: what a channels-last (N, C, H, W) tensor is aft
     gather_mm(maps, taps, weight, ...)                    the same, and a linear layer or 1x1 convolution over it, in one pass
     block_sparse_conv2d(map, taps, weight, support, ...)  a convolution whose outputs read blocks of their own
 
+and for training
+
+    statistics(map)                                       mean and variance of each channel, once for all that read it
+    gather_mm_backward(grad, maps, taps, weight, ...)     the gradients of gather_mm, nothing saved but the maps
+    centered(grad, map, ...)                              what comes back through a map's statistics, once for all its readers
+
 Each has a `*_reference` in plain torch, which differentiates and runs in float64. On a CPU the functions run the reference, except
 where TRITON_INTERPRET=1 was set before torch or triton were imported: there the kernels run in Triton's interpreter.
 """
@@ -15,17 +21,26 @@ from swkernels.affine import Norm
 from swkernels.block_sparse import Cluster, Support, block_sparse_conv2d, block_sparse_conv2d_reference
 from swkernels.gather import gather, gather_reference
 from swkernels.gather_mm import gather_mm, gather_mm_reference
+from swkernels.gather_mm_backward import Gradients, gather_mm_backward, gather_mm_backward_reference
+from swkernels.statistics import centered, centered_reference, statistics, statistics_reference
 from swkernels.taps import Taps
 
 __all__ = [
     "Cluster",
+    "Gradients",
     "Norm",
     "Support",
     "Taps",
     "block_sparse_conv2d",
     "block_sparse_conv2d_reference",
+    "centered",
+    "centered_reference",
     "gather",
     "gather_mm",
+    "gather_mm_backward",
+    "gather_mm_backward_reference",
     "gather_mm_reference",
     "gather_reference",
+    "statistics",
+    "statistics_reference",
 ]

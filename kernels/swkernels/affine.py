@@ -20,6 +20,15 @@ ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
     "hardswish": functional.hardswish,
 }
 """What the kernels can do, by name, as torch does it."""
+_BACKWARD: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "none": lambda grad, _: grad,
+    "relu": lambda grad, x: torch.ops.aten.threshold_backward(grad, x, 0),
+    "relu6": lambda grad, x: torch.ops.aten.hardtanh_backward(grad, x, 0, 6),
+    "silu": lambda grad, x: torch.ops.aten.silu_backward(grad, x),
+    "gelu": lambda grad, x: torch.ops.aten.gelu_backward(grad, x),
+    "hardswish": lambda grad, x: torch.ops.aten.hardswish_backward(grad, x),
+}
+"""The gradient in front of an activation, of the one behind it and of what came in."""
 
 
 class Norm(NamedTuple):
@@ -56,6 +65,32 @@ def activated(x: Tensor, norm: Norm | None, activation: str) -> Tensor:
     return ACTIVATIONS[activation](wide).to(x.dtype)
 
 
+class Behind(NamedTuple):
+    """What comes back through an activation and a norm: the gradient of the map, and sums over its rows for weight and bias."""
+
+    source: Tensor
+    weight: Tensor
+    bias: Tensor
+
+
+def activated_backward(grad: Tensor, x: Tensor, norm: Norm | None, activation: str) -> Behind:
+    """Return the gradients of `activated` at x, where that of its result is `grad`; all (..., channels), in the type of `grad`.
+
+    The norm's statistics count as constants: what comes back through them, where they are those of x, is `centered`.
+    """
+    wide = x.to(grad.dtype)
+    if norm is None:
+        sums = grad.new_zeros(x.shape[-1])
+        return Behind(_BACKWARD[activation](grad, wide), sums, sums)
+    rows = tuple(range(x.dim() - 1))
+    inverse = torch.rsqrt(norm.var.to(grad.dtype) + norm.eps)
+    normed = (wide - norm.mean.to(grad.dtype)) * inverse
+    scaled = normed if norm.weight is None else normed * norm.weight.to(grad.dtype)
+    behind = _BACKWARD[activation](grad, scaled if norm.bias is None else scaled + norm.bias.to(grad.dtype))
+    scale = inverse if norm.weight is None else inverse * norm.weight.to(grad.dtype)
+    return Behind(behind * scale, (behind * normed).sum(rows), behind.sum(rows))
+
+
 @jit
 def folded(mean, var, weight, bias, channel, live, eps, WEIGHT: tl.constexpr, BIAS: tl.constexpr):
     """Return a norm as scale and shift, each of the shape of `channel`; `live` says which of the channels there are."""
@@ -81,6 +116,25 @@ def activate(x, ACTIVATION: tl.constexpr):
         x = 0.5 * x * (1.0 + tl.erf(x * 0.7071067811865476))
     elif ACTIVATION == "hardswish":
         x = x * tl.minimum(tl.maximum(x + 3.0, 0.0), 6.0) / 6.0
+    return x
+
+
+@jit
+def slope(x, ACTIVATION: tl.constexpr):
+    """Return the derivative of an activation of ACTIVATIONS at a float32 tile, as torch has it."""
+    if ACTIVATION == "relu":
+        x = tl.where(x <= 0.0, 0.0, 1.0)
+    elif ACTIVATION == "relu6":
+        x = tl.where((x <= 0.0) | (x >= 6.0), 0.0, 1.0)
+    elif ACTIVATION == "silu":
+        gate = tl.sigmoid(x)
+        x = gate * (1.0 + x * (1.0 - gate))
+    elif ACTIVATION == "gelu":
+        x = 0.5 * (1.0 + tl.erf(x * 0.7071067811865476)) + x * 0.3989422804014327 * tl.exp(-0.5 * x * x)
+    elif ACTIVATION == "hardswish":
+        x = tl.where(x <= -3.0, 0.0, tl.where(x >= 3.0, 1.0, x / 3.0 + 0.5))
+    else:
+        x = tl.full(x.shape, 1.0, tl.float32)
     return x
 
 

@@ -23,7 +23,20 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from swkernels import Cluster, Norm, Support, Taps, block_sparse, block_sparse_conv2d, gather, gather_mm, launch
+from swkernels import (
+    Cluster,
+    Norm,
+    Support,
+    Taps,
+    block_sparse,
+    block_sparse_conv2d,
+    centered,
+    gather,
+    gather_mm,
+    gather_mm_backward,
+    launch,
+    statistics,
+)
 from swkernels.gather_mm import SHIPPED, Tiles
 
 TARGETS = {"sm_80": GPUTarget("cuda", 80, 32), "sm_90": GPUTarget("cuda", 90, 32), "gfx942": GPUTarget("hip", "gfx942", 64)}
@@ -172,28 +185,41 @@ def convolution(tiles: Tiles, dtype: torch.dtype, kernel: int) -> Callable[[], o
     return call
 
 
-def cases() -> Iterator[tuple[str, Callable[[], object]]]:
-    """Yield every configuration that is shipped, with a call that runs it."""
+def backward(dtype: torch.dtype, adds: bool) -> Callable[[], object]:
+    """Return a call of gather_mm_backward, which launches two kernels."""
+    source, taps = torch.zeros(64, 256, dtype=dtype), Taps.of((128, 256), (0, 64))
+    grad, weight, into = torch.zeros(64, 128, dtype=dtype), torch.zeros(128, 192, dtype=dtype), torch.zeros_like(source)
+    return lambda: gather_mm_backward(grad, source, taps, weight, norm=norm(192), activation="relu", into=into if adds else None)
+
+
+def cases() -> Iterator[tuple[str, Callable[[], object], int]]:
+    """Yield every configuration that is shipped, with a call that runs it, and which of its launches is meant."""
     for name, tiles in SHIPPED.items():
         for dtype in (torch.float32,) if name == "float32" else (torch.bfloat16, torch.float16):
             for whole in (True, False):
-                yield f"gather_mm {name} {TYPES[dtype]} {'whole' if whole else 'bare'}", product(tiles, dtype, whole)
+                yield f"gather_mm {name} {TYPES[dtype]} {'whole' if whole else 'bare'}", product(tiles, dtype, whole), -1
         if name != "float32":
-            yield f"gather_mm scattered {name} bf16", scattered(tiles, torch.bfloat16)
+            yield f"gather_mm scattered {name} bf16", scattered(tiles, torch.bfloat16), -1
     for name, tiles in block_sparse.SHIPPED.items():
         for kernel in (1, 3):
             dtype = torch.float32 if name == "float32" else torch.bfloat16
-            yield f"block_sparse_conv2d {kernel}x{kernel} {name} {TYPES[dtype]}", convolution(tiles, dtype, kernel)
+            yield f"block_sparse_conv2d {kernel}x{kernel} {name} {TYPES[dtype]}", convolution(tiles, dtype, kernel), -1
     for dtype in (torch.float32, torch.float16, torch.bfloat16):
         source, taps = torch.zeros(2, 8, 8, 256, dtype=dtype), Taps.of((128, 256), (0, 64))
-        yield f"gather {TYPES[dtype]}", lambda s=source, t=taps: gather(s, t, norm=norm(192), activation="relu")
-        yield f"gather pooled {TYPES[dtype]}", lambda s=source, t=taps: gather(s, t, pool="max", window=(2, 2))
+        yield f"gather {TYPES[dtype]}", lambda s=source, t=taps: gather(s, t, norm=norm(192), activation="relu"), -1
+        yield f"gather pooled {TYPES[dtype]}", lambda s=source, t=taps: gather(s, t, pool="max", window=(2, 2)), -1
+        for adds in (True, False):
+            yield f"data_gradient_mm {TYPES[dtype]} {'in place' if adds else 'apart'}", backward(dtype, adds), 0
+        yield f"weight_gradient_mm {TYPES[dtype]}", backward(dtype, False), 1
+        of = torch.zeros(64, 256, dtype=dtype)
+        yield f"statistics {TYPES[dtype]}", lambda x=of: statistics(x), 0
+        yield f"centered {TYPES[dtype]}", lambda x=of: centered(x, x, *torch.zeros(3, 256)), 0
 
 
 def main() -> None:
     """Compile all cases for the target that is named."""
     target = TARGETS[sys.argv[1]]
-    report = {name: compiled(target, call) for name, call in cases()}
+    report = {name: compiled(target, call, which) for name, call, which in cases()}
     report["write_places"] = compiled(target, scattered(SHIPPED["wide"], torch.bfloat16), 0)
     json.dump(report, sys.stdout, indent=1)
 

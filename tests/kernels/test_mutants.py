@@ -15,7 +15,18 @@ import pytest
 import torch
 
 import swkernels
-from swkernels import Cluster, Norm, Support, Taps, block_sparse_conv2d_reference, gather_mm_reference, gather_reference
+from swkernels import (
+    Cluster,
+    Norm,
+    Support,
+    Taps,
+    block_sparse_conv2d_reference,
+    centered_reference,
+    gather_mm_backward_reference,
+    gather_mm_reference,
+    gather_reference,
+    statistics_reference,
+)
 from tests.kernels.cases import close, only_read
 from tests.kernels.races import watched
 
@@ -27,7 +38,8 @@ def mutant(name: str, old: str, new: str, tmp_path: Path) -> Iterator[ModuleType
     """Load a module of the package with one piece of its text replaced; its operator is left a plain function."""
     text = (FOLDER / f"{name}.py").read_text(encoding="utf-8")
     assert text.count(old) >= 1, f"{name}.py no longer has {old!r}"
-    text = re.sub(r"@torch\.library\.custom_op\(.*\)\n", "", text.replace(old, new)).partition("@_")[0]
+    text = re.sub(r"@torch\.library\.custom_op\(.*\)\n", "", text.replace(old, new))
+    text = re.sub(r"@_\w+\.register_fake\n(?:.+\n)+", "", text)
     file = tmp_path / f"{name}_mutant.py"
     file.write_text(text, encoding="utf-8")
     spec = importlib.util.spec_from_file_location(f"{name}_mutant", file)
@@ -76,7 +88,36 @@ def convolves(module: Any) -> bool:
     return close(found, block_sparse_conv2d_reference(source, TAPS, weight, SUPPORT, **options)) and not watch.faults
 
 
-CHECKS: dict[str, Callable[[Any], bool]] = {"gather": gathers, "gather_mm": multiplies, "block_sparse": convolves}
+def comes_back(module: Any) -> bool:
+    """Check both ways to return the map's gradient, with more rows than a program of the weight's takes."""
+    module.LEAST_ROWS = 32
+    source, weight, grad = only_read(torch.randn(70, 64), TAPS), torch.randn(70, 29), torch.randn(70, 70)
+    options = {"norm": shifted(29)._replace(mean=torch.randn(29), weight=torch.randn(29)), "activation": "silu"}
+    expected, slab = gather_mm_backward_reference(grad, source, TAPS, weight, **options), torch.zeros(70, 64)
+    with watched() as watch:
+        found = module.gather_mm_backward(grad, source, TAPS, weight, **options)
+        module.gather_mm_backward(grad, source, TAPS, weight, into=slab, **options)
+    alike = all(close(one, other) for one, other in zip(found, expected, strict=True))
+    return alike and close(TAPS.take([slab]), expected.source) and not watch.faults
+
+
+def summarises(module: Any) -> bool:
+    module.LEAST_ROWS = 64
+    source, grad = torch.randn(200, 20) + torch.arange(200)[:, None] / 50, torch.randn(200, 20)
+    mean, var = statistics_reference(source)
+    with watched() as watch:
+        found = *module.statistics(source), module.centered(grad, source, mean, var, mean)
+    expected = mean, var, centered_reference(grad, source, mean, var, mean)
+    return all(close(one, other) for one, other in zip(found, expected, strict=True)) and not watch.faults
+
+
+CHECKS: dict[str, Callable[[Any], bool]] = {
+    "gather": gathers,
+    "gather_mm": multiplies,
+    "block_sparse": convolves,
+    "gather_mm_backward": comes_back,
+    "statistics": summarises,
+}
 MUTATIONS = [
     ("gather", "live = channel < channels", "live = channel < channels + 1"),
     ("gather", "(row < pixels)[:, None] &", "(row < pixels + 1)[:, None] &"),
@@ -97,6 +138,18 @@ MUTATIONS = [
     ("block_sparse", "in_rows, in_columns = row < pixels, column < end", "in_rows, in_columns = row < pixels, column <= end"),
     ("block_sparse", "if border != len(taps)", "if False"),
     ("block_sparse", "first = len(inputs)", "first = 0"),
+    ("gather_mm_backward", "in_rows, live = row < height, channel < channels", "in_rows, live = row <= height, channel < channels"),
+    ("gather_mm_backward", "in_rows, live = row < height, channel < channels", "in_rows, live = row < height, channel <= channels"),
+    ("gather_mm_backward", "made = output < outputs\n", "made = output <= outputs\n"),
+    ("gather_mm_backward", "place = part * channels + channel", "place = channel"),
+    ("gather_mm_backward", "total += tl.load(write", "total = tl.load(write"),
+    ("gather_mm_backward", "there = row < height", "there = row <= height"),
+    ("gather_mm_backward", "start = part.to(tl.int64) * share", "start = part.to(tl.int64) * (share - 1)"),
+    ("gather_mm_backward", "(part * outputs + output[:, None])", "output[:, None]"),
+    ("statistics", "there = row < height", "there = row <= height"),
+    ("statistics", "tl.minimum(share, height - group * share)", "share + 0 * height"),
+    ("statistics", "distance * distance * count * share", "distance * distance * count"),
+    ("statistics", "mask = (row < height)[:, None] & live[None, :]", "mask = live[None, :]"),
 ]
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from swkernels import Cluster, Support, Taps, block_sparse_conv2d, gather, gather_mm
+from swkernels import Cluster, Support, Taps, block_sparse_conv2d, centered, gather, gather_mm, gather_mm_backward, statistics
 from tests.kernels.cases import norm
 
 TAPS = Taps.of((16, 32), (0, 8))
@@ -37,7 +37,16 @@ def _into_a_slab(x: Tensor) -> Tensor:
     return gather_mm(slab, TAPS, WEIGHT[:8], out=slab[..., 32:])
 
 
-CALLS = {"gather": _gather, "gather_mm": _gather_mm, "block_sparse": _block_sparse, "slab": _into_a_slab}
+def _backward(x: Tensor) -> Tensor:
+    """Return what comes back through a product and the statistics of what it read, all that there is in one tensor."""
+    mean, var = statistics(x)
+    grads, slab = x[..., 8:24].contiguous(), torch.zeros_like(x)
+    found = gather_mm_backward(grads, x, TAPS, WEIGHT, norm=NORM, activation="relu", into=slab)
+    sums = found.weight.sum() + found.norm_weight.sum() + found.norm_bias.sum()
+    return centered(found.source, x, mean, var, mean) + sums
+
+
+CALLS = {"gather": _gather, "gather_mm": _gather_mm, "block_sparse": _block_sparse, "slab": _into_a_slab, "backward": _backward}
 Call = Callable[[Tensor], Tensor]
 
 
@@ -90,6 +99,11 @@ def test_torch_finds_nothing_wrong_with_the_operators() -> None:
     torch.library.opcheck(operators.gather_into, ([x], run, *NORM, "relu", "max", [2, 2], torch.zeros(1, 2, 2, 24)))
     out = torch.zeros(1, 4, 4, 16)
     torch.library.opcheck(operators.gather_mm_into, ([x], run, *none, "relu", WEIGHT, None, *none, None, "none", out))
+    torch.library.opcheck(
+        operators.gather_mm_backward_into, (out, [x], run, *NORM, "relu", WEIGHT, torch.zeros(1, 4, 4, 24), False)
+    )
+    torch.library.opcheck(operators.statistics, (x,))
+    torch.library.opcheck(operators.centered, (x, x, *torch.zeros(3, 32)))
     more = (SUPPORT.flat(), 1, 1, None, *none, None, "none", out)
     torch.library.opcheck(operators.block_sparse_conv2d_into, (x, run, *NORM, "relu", FILTERS, *more))
 

@@ -1,0 +1,203 @@
+"""Mean and variance of each channel of a map, as a batch norm takes them in train mode, and what comes back through them.
+
+The statistics of a channel do not depend on who reads it, so they are taken once for all its readers. What comes back through them
+is, summed over the readers j with their own weight and eps, where M is the number of rows,
+
+    dx[m, c] = sum over j of scale_j[c] * g_j[m, c]  -  A[c]  -  (x[m, c] - mean[c]) * B[c]
+    A = sum over j of  scale_j * dbias_j / M            scale_j = weight_j / sqrt(var + eps_j)
+    B = sum over j of  scale_j * dweight_j / sqrt(var + eps_j) / M
+
+so that each reader adds its first term alone, and `centered` takes the other two off once, when all have.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from swkernels import launch
+from swkernels._triton import jit, tl
+from swkernels.checks import check_made, rows
+
+TILE = 64
+"""Rows, and channels at most, of what a program holds at a time."""
+LEAST_ROWS = 512
+PROGRAMS = 1024
+"""A program takes no fewer rows, and there are no more programs than this, however many rows there are."""
+
+
+def statistics_reference(source: Tensor) -> tuple[Tensor, Tensor]:
+    """Do in plain torch what `statistics` does, in any floating type."""
+    wide = source if source.dtype == torch.float64 else source.float()
+    var, mean = torch.var_mean(wide.flatten(0, -2), 0, correction=0)
+    return mean, var
+
+
+@jit
+def joined(count, mean, square, other, other_mean, other_square):
+    """Join counts, means and summed squares of distances from them, of two sets of rows (Chan, Golub and LeVeque 1979)."""
+    whole = count + other
+    share = other / tl.maximum(whole, 1.0)
+    distance = other_mean - mean
+    return whole, mean + distance * share, square + other_square + distance * distance * count * share
+
+
+@jit
+def _partial(source, means, squares, height, width, stride, share, ROWS: tl.constexpr, CHANNELS: tl.constexpr):
+    tiles = tl.cdiv(width, CHANNELS)
+    group = tl.program_id(0) // tiles
+    channel = (tl.program_id(0) % tiles) * CHANNELS + tl.arange(0, CHANNELS)
+    live = channel < width
+    count = tl.zeros((CHANNELS,), tl.float32)
+    mean = tl.zeros((CHANNELS,), tl.float32)
+    square = tl.zeros((CHANNELS,), tl.float32)
+    start = group.to(tl.int64) * share
+    # Sums are of distances from the first row: those of great values would round away what differs.
+    pivot = tl.load(source + start * stride + channel, mask=live, other=0.0).to(tl.float32)
+    for first in range(0, share, ROWS):
+        row = start + first + tl.arange(0, ROWS)
+        there = row < height
+        x = tl.load(source + row[:, None] * stride + channel[None, :], mask=there[:, None] & live[None, :], other=0.0)
+        x = tl.where(there[:, None], x.to(tl.float32) - pivot[None, :], 0.0)
+        some = tl.sum(there.to(tl.float32), 0)
+        middle = tl.sum(x, 0) / tl.maximum(some, 1.0)
+        away = tl.where(there[:, None], x - middle[None, :], 0.0)
+        count, mean, square = joined(count, mean, square, some, middle, tl.sum(away * away, 0))
+    tl.store(means + group * width + channel, pivot + mean, mask=live)
+    tl.store(squares + group * width + channel, square, mask=live)
+
+
+@jit
+def _joined(means, squares, mean, var, groups, height, width, share, CHANNELS: tl.constexpr):
+    channel = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
+    live = channel < width
+    count = tl.zeros((CHANNELS,), tl.float32)
+    middle = tl.zeros((CHANNELS,), tl.float32)
+    square = tl.zeros((CHANNELS,), tl.float32)
+    for group in range(groups):
+        some = tl.minimum(share, height - group * share).to(tl.float32)
+        of_group = tl.load(means + group * width + channel, mask=live, other=0.0)
+        away = tl.load(squares + group * width + channel, mask=live, other=0.0)
+        count, middle, square = joined(count, middle, square, some, of_group, away)
+    tl.store(mean + channel, middle, mask=live)
+    tl.store(var + channel, square / count, mask=live)
+
+
+def statistics(source: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the mean and the variance of each channel over all rows, each (C,), in float32.
+
+    Args:
+        source: a map (..., C) of at least one row; float32, float16 or bfloat16, channels side by side.
+
+    Returns:
+        Mean and variance, the latter divided by the number of rows, as batch norms normalise by it. Not differentiable: what
+        comes back through them is the business of `centered`.
+
+    Raises:
+        TypeError: a type that the kernel does not take.
+        ValueError: no rows, or rows that lie at no one distance.
+    """
+    if not source.numel():
+        raise ValueError(f"A map of shape {tuple(source.shape)} has no values to take statistics of.")
+    rows(source, "the map")
+    mean, var = _statistics(source.detach())
+    return mean, var
+
+
+@torch.library.custom_op("swkernels::statistics", mutates_args=())
+def _statistics(source: Tensor) -> tuple[Tensor, Tensor]:
+    if not launch.on_kernels(source):
+        return statistics_reference(source)
+    flat = rows(source, "the map")
+    height, width = flat.shape
+    share = max(LEAST_ROWS, launch.ceil_div(height, PROGRAMS))
+    share = launch.ceil_div(share, TILE) * TILE
+    groups, wide = launch.ceil_div(height, share), launch.power_of_two(width, 16, TILE)
+    tiles = launch.ceil_div(width, wide)
+    means, squares = (source.new_empty((groups, width), dtype=torch.float32) for _ in range(2))
+    mean, var = (source.new_empty(width, dtype=torch.float32) for _ in range(2))
+    launch.run(
+        _partial, groups * tiles, flat, means, squares, height, width, flat.stride(0), share, ROWS=TILE, CHANNELS=wide, num_warps=4
+    )
+    launch.run(_joined, tiles, means, squares, mean, var, groups, height, width, share, CHANNELS=wide, num_warps=1)
+    return mean, var
+
+
+@_statistics.register_fake
+def _(source: Tensor) -> tuple[Tensor, Tensor]:
+    dtype = source.dtype if source.dtype == torch.float64 else torch.float32
+    return source.new_empty(source.shape[-1], dtype=dtype), source.new_empty(source.shape[-1], dtype=dtype)
+
+
+def centered_reference(grad: Tensor, source: Tensor, mean: Tensor, level: Tensor, tilt: Tensor) -> Tensor:
+    """Do in plain torch what `centered` does, in any floating type."""
+    wide = torch.float64 if grad.dtype == torch.float64 else torch.float32
+    away = source.to(wide) - mean.to(wide)
+    return (grad.to(wide) - level.to(wide) - away * tilt.to(wide)).to(grad.dtype)
+
+
+@jit
+def _centered(
+    grad, source, mean, level, tilt, out, height, width, grad_stride, source_stride, out_stride,
+    ROWS: tl.constexpr, CHANNELS: tl.constexpr,
+):  # fmt: skip
+    tiles = tl.cdiv(width, CHANNELS)
+    row = (tl.program_id(0) // tiles).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    channel = (tl.program_id(0) % tiles) * CHANNELS + tl.arange(0, CHANNELS)
+    live = channel < width
+    mask = (row < height)[:, None] & live[None, :]
+    g = tl.load(grad + row[:, None] * grad_stride + channel[None, :], mask=mask, other=0.0).to(tl.float32)
+    x = tl.load(source + row[:, None] * source_stride + channel[None, :], mask=mask, other=0.0).to(tl.float32)
+    middle = tl.load(mean + channel, mask=live, other=0.0)
+    a = tl.load(level + channel, mask=live, other=0.0)
+    b = tl.load(tilt + channel, mask=live, other=0.0)
+    g = g - a[None, :] - (x - middle[None, :]) * b[None, :]
+    tl.store(out + row[:, None] * out_stride + channel[None, :], g.to(out.dtype.element_ty), mask=mask)
+
+
+def centered(grad: Tensor, source: Tensor, mean: Tensor, level: Tensor, tilt: Tensor) -> Tensor:
+    """Take off a map's gradient what comes back through its statistics: grad - level - (source - mean) * tilt.
+
+    Args:
+        grad: (..., C), what all readers of the map have given, of its type; a slice of a slab, or a map of its own.
+        source: the map (..., C).
+        mean: (C,), in float32, of the map.
+        level: (C,), in float32: A of this file's head.
+        tilt: (C,), in float32: B of this file's head.
+
+    Returns:
+        (..., C), contiguous.
+
+    Raises:
+        TypeError: a type that the kernel does not take.
+        ValueError: shapes that do not fit, or rows that lie at no one distance.
+    """
+    for name, vector in (("mean", mean), ("level", level), ("tilt", tilt)):
+        check_made(name, vector, (source.shape[-1],), mean)
+    check_made("grad", grad, tuple(source.shape), source)
+    for name, value in (("grad", grad), ("the map", source)):
+        rows(value, name)
+    made: Tensor = _centered_apart(grad, source, mean, level, tilt)
+    return made
+
+
+@torch.library.custom_op("swkernels::centered", mutates_args=())
+def _centered_apart(grad: Tensor, source: Tensor, mean: Tensor, level: Tensor, tilt: Tensor) -> Tensor:
+    if not launch.on_kernels(source):
+        return centered_reference(grad, source, mean, level, tilt).contiguous()
+    given, read = rows(grad, "grad"), rows(source, "the map")
+    made = torch.empty(grad.shape, dtype=grad.dtype, device=grad.device)
+    height, width = read.shape
+    wide = launch.power_of_two(width, 16, TILE)
+    high = 2048 // wide  # two 16-byte loads a thread
+    launch.run(
+        _centered, launch.ceil_div(height, high) * launch.ceil_div(width, wide),
+        given, read, mean, level, tilt, rows(made, "the result"), height, width, given.stride(0), read.stride(0), width,
+        ROWS=high, CHANNELS=wide, num_warps=4,
+    )  # fmt: skip
+    return made
+
+
+@_centered_apart.register_fake
+def _(grad: Tensor, *_: object) -> Tensor:
+    return grad.new_empty(grad.shape)
