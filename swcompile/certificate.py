@@ -221,12 +221,10 @@ def _run(module: nn.Module, inputs: tuple[Any, ...], *, training: bool) -> list[
 
 def _left_of(traced: Traced, plan: Plan) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Return what the plan leaves of the reference's gradients and buffers: those are cut just as weights are."""
-    cut = replace(traced, root=copy.deepcopy(traced.root))
-    grads = {key: parameter.grad for key, parameter in traced.root.named_parameters()}
-    with torch.no_grad():
-        for key, parameter in cut.root.named_parameters():
-            gradient = grads[key]
-            parameter.copy_(torch.zeros_like(parameter) if gradient is None else gradient)
+    grads: dict[int, Any] = {}  # a copy of all weights would only be written over, and there are three more in memory
+    for parameter in traced.root.parameters():
+        grads[id(parameter)] = nn.Parameter(torch.zeros_like(parameter) if parameter.grad is None else parameter.grad)
+    cut = replace(traced, root=copy.deepcopy(traced.root, grads))
     fit_modules(cut, plan)
     return {key: value.detach() for key, value in cut.root.named_parameters()}, dict(cut.root.named_buffers())
 

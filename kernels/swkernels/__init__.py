@@ -9,6 +9,7 @@ whose channels lie side by side: what a channels-last (N, C, H, W) tensor is aft
 
 and for training
 
+    trained_gather_mm(maps, taps, weight, ...)            gather_mm, differentiable, statistics of the batch among it; made of
     statistics(map)                                       mean and variance of each channel, once for all that read it
     gather_mm_backward(grad, maps, taps, weight, ...)     the gradients of gather_mm, nothing saved but the maps
     centered(grad, map, ...)                              what comes back through a map's statistics, once for all its readers
@@ -24,6 +25,7 @@ from swkernels.gather_mm import gather_mm, gather_mm_reference
 from swkernels.gather_mm_backward import Gradients, gather_mm_backward, gather_mm_backward_reference
 from swkernels.statistics import centered, centered_reference, statistics, statistics_reference
 from swkernels.taps import Taps
+from swkernels.training import trained_gather_mm
 
 __all__ = [
     "Cluster",
@@ -43,4 +45,5 @@ __all__ = [
     "gather_reference",
     "statistics",
     "statistics_reference",
+    "trained_gather_mm",
 ]

@@ -81,7 +81,7 @@ def activated_backward(grad: Tensor, x: Tensor, norm: Norm | None, activation: s
     wide = x.to(grad.dtype)
     if norm is None:
         sums = grad.new_zeros(x.shape[-1])
-        return Behind(_BACKWARD[activation](grad, wide), sums, sums)
+        return Behind(_BACKWARD[activation](grad, wide), sums, sums.clone())
     rows = tuple(range(x.dim() - 1))
     inverse = torch.rsqrt(norm.var.to(grad.dtype) + norm.eps)
     normed = (wide - norm.mean.to(grad.dtype)) * inverse

@@ -1,0 +1,158 @@
+"""A gather, batch norm, activation and linear layer that trains, and saves nothing for that but the maps that it read.
+
+    y = act(norm(gather(maps))) @ weight.T + bias
+
+Plain torch keeps the concat and what the activation made of it, each as wide as all maps together, for every layer that reads them.
+Here the backward pass computes both anew from the maps, inside its kernels; the maps are there once, whoever reads them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from swkernels.affine import NO_NORM, Norm, norm_of
+from swkernels.checks import DTYPES
+from swkernels.gather_mm import gather_mm, gather_mm_reference
+from swkernels.gather_mm_backward import Gradients, gather_mm_backward, gather_mm_backward_reference
+from swkernels.statistics import centered, centered_reference
+from swkernels.taps import Taps, known, maps
+
+
+def trained_gather_mm(
+    source: Tensor | Sequence[Tensor],
+    taps: Taps,
+    weight: Tensor,
+    *,
+    norm: Norm | None = None,
+    through: bool = False,
+    activation: str = "none",
+    bias: Tensor | None = None,
+    by_kernel: bool = True,
+) -> Tensor:
+    """Do what `gather_mm` does, differentiably: by the maps, the weight and bias, and the norm's weight and bias.
+
+    Args:
+        source: a map (..., C), or several that differ in C alone, channels side by side.
+        taps: which channels of them are read, in what order; K in all.
+        weight: (N, K), of the source's type.
+        norm: a norm of the K channels; None is none.
+        through: whether its statistics are those of the maps that are read (swkernels.statistics, biased variance), as in train
+            mode, so that gradients come back through them; else they count as constants.
+        activation: a name of swkernels.affine.ACTIVATIONS, applied behind that norm.
+        bias: (N,).
+        by_kernel: False computes in plain torch on any device; so do types that the kernels do not take.
+
+    Returns:
+        (..., N). Its gradient cannot be differentiated again.
+    """
+    parts = norm or NO_NORM
+    made: Tensor = _trained(maps(source), taps.flat(), *parts, through and norm is not None, activation, weight, bias, by_kernel)
+    return made
+
+
+def _kernels_take(by_kernel: bool, source: Tensor) -> bool:
+    return by_kernel and source.dtype in DTYPES
+
+
+@torch.library.custom_op("swkernels::trained_gather_mm", mutates_args=())
+def _trained(
+    sources: Sequence[Tensor],
+    runs: Sequence[int],
+    mean: Tensor | None,
+    var: Tensor | None,
+    norm_weight: Tensor | None,
+    norm_bias: Tensor | None,
+    eps: float,
+    through: bool,
+    activation: str,
+    weight: Tensor,
+    bias: Tensor | None,
+    by_kernel: bool,
+) -> Tensor:
+    how = gather_mm if _kernels_take(by_kernel, sources[0]) else gather_mm_reference
+    norm = norm_of(mean, var, norm_weight, norm_bias, eps)
+    return how(sources, known(tuple(runs)), weight, norm=norm, activation=activation, bias=bias)
+
+
+@_trained.register_fake
+def _(sources: Sequence[Tensor], runs: Sequence[int], *more: Any) -> Tensor:
+    weight = more[7]
+    return sources[0].new_empty((*sources[0].shape[:-1], weight.shape[0]))
+
+
+@torch.library.custom_op("swkernels::trained_gather_mm_backward", mutates_args=())
+def _backward(
+    grad: Tensor,
+    sources: Sequence[Tensor],
+    runs: Sequence[int],
+    mean: Tensor | None,
+    var: Tensor | None,
+    norm_weight: Tensor | None,
+    norm_bias: Tensor | None,
+    eps: float,
+    through: bool,
+    activation: str,
+    weight: Tensor,
+    by_kernel: bool,
+) -> list[Tensor]:
+    taps, norm = known(tuple(runs)), norm_of(mean, var, norm_weight, norm_bias, eps)
+    fast = _kernels_take(by_kernel, sources[0])
+    how = gather_mm_backward if fast else gather_mm_backward_reference
+    found = how(grad.contiguous(), sources, taps, weight, norm=norm, activation=activation)
+    back = [torch.zeros(source.shape, dtype=source.dtype, device=source.device) for source in sources]
+    for (owner, start, stop), piece in zip(taps.runs, _pieces(found, sources, taps, norm if through else None, fast), strict=True):
+        back[owner][..., start:stop] += piece
+    return [*back, found.weight, found.norm_weight, found.norm_bias]
+
+
+def _pieces(found: Gradients, sources: Sequence[Tensor], taps: Taps, norm: Norm | None, fast: bool) -> Iterator[Tensor]:
+    """Yield the gradient of each run of channels, with what comes back through the statistics of `norm`, where there are."""
+    place = 0
+    for owner, start, stop in taps.runs:
+        read = slice(place, place + stop - start)
+        place = read.stop
+        piece = found.source[..., read]
+        if norm is None:
+            yield piece
+            continue
+        inverse = torch.rsqrt(norm.var[read].to(found.weight.dtype) + norm.eps)
+        scale = inverse if norm.weight is None else inverse * norm.weight[read]
+        scale = scale / (piece.numel() // piece.shape[-1])
+        level, tilt = scale * found.norm_bias[read], scale * inverse * found.norm_weight[read]
+        center = centered if fast else centered_reference
+        yield center(piece, sources[owner][..., start:stop], norm.mean[read].to(level.dtype), level, tilt)
+
+
+@_backward.register_fake
+def _(grad: Tensor, sources: Sequence[Tensor], runs: Sequence[int], *more: Any) -> list[Tensor]:
+    channels = len(known(tuple(runs)))
+    dtype = torch.float64 if grad.dtype == torch.float64 else torch.float32
+    sums = [grad.new_empty(size, dtype=dtype) for size in ((grad.shape[-1], channels), (channels,), (channels,))]
+    return [*(torch.empty(source.shape, dtype=source.dtype, device=source.device) for source in sources), *sums]
+
+
+def _saved(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    sources, runs, mean, var, norm_weight, norm_bias, eps, through, activation, weight, bias, by_kernel = inputs
+    ctx.save_for_backward(*sources, weight, mean, var, norm_weight, norm_bias)
+    ctx.runs, ctx.options, ctx.count = runs, (eps, through, activation, by_kernel), len(sources)
+    ctx.bias = None if bias is None else bias.dtype
+
+
+def _differentiated(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    *sources, weight, mean, var, norm_weight, norm_bias = ctx.saved_tensors
+    eps, through, activation, by_kernel = ctx.options
+    *back, of_weight, of_norm, of_norm_bias = _backward(
+        grad, sources, ctx.runs, mean, var, norm_weight, norm_bias, eps, through, activation, weight, by_kernel
+    )
+    of_norm_weight = None if norm_weight is None else of_norm.to(norm_weight.dtype)
+    of_shift = None if norm_bias is None else of_norm_bias.to(norm_bias.dtype)
+    of_bias = None if ctx.bias is None else grad.flatten(0, -2).sum(0, dtype=of_weight.dtype).to(ctx.bias)
+    none = (None, None, None)
+    return (back, None, None, None, of_norm_weight, of_shift, *none, of_weight.to(weight.dtype), of_bias, None)
+
+
+_trained.register_autograd(_differentiated, setup_context=_saved)
