@@ -349,7 +349,7 @@ def _surveyed(traced: Traced, options: Options) -> Survey:
     )
 
 
-def lower(model: nn.Module, example_inputs: object = None, *, backend: str = "auto") -> RewiredModule:
+def lower(model: nn.Module, example_inputs: object = None, *, backend: str = "auto", training: bool = False) -> RewiredModule:
     """Return a copy of a model that, in eval mode without gradients, reads feature maps where they lie, where that is faster.
 
     Maps that layers gather from are written once, as they are made, into a slab with channels last, or are left where they are;
@@ -365,11 +365,18 @@ def lower(model: nn.Module, example_inputs: object = None, *, backend: str = "au
     and torch.export, what was chosen for the example inputs runs; calls with keywords, or with anything but tensors, run as before.
     `swnet.ledger` says what was chosen and why.
 
+    With `training`, train mode is lowered, too: gather, batch norm, activation and layer run as one operation, which keeps nothing
+    for the backward pass but the maps that it reads, and computes the rest anew there; the statistics of a map are taken once for
+    all that read it. It computes what the model does, gradients and running statistics among it, in less memory, and in plain torch
+    not in less time. "auto" leaves train mode alone: nothing is known yet of what it would take. Gradients cannot be differentiated
+    again. Norms over processes (SyncBatchNorm), modules with hooks, autocast and torch.func run as before.
+
     Args:
         model: what `transform` made, or any model that it takes; that is then traced, and nothing else is changed.
         example_inputs: as for `transform`; a model that `transform` made has its own.
         backend: "auto"; "torch", every gather in plain torch operations, on any device; or "triton", every gather by the kernels of
             swkernels, on a GPU.
+        training: whether train mode is lowered, too.
 
     Raises:
         SwnetError: a backend that there is not, or a model that cannot be traced.
@@ -378,8 +385,8 @@ def lower(model: nn.Module, example_inputs: object = None, *, backend: str = "au
     if backend not in BACKENDS:
         raise SwnetError(f"There is no backend {backend!r}; there are {', '.join(BACKENDS)}.")
     module = model if isinstance(model, RewiredModule) else transform(model, example_inputs, p=0.0)
-    made = module.with_lowering(Lowering(backend, record(module).example))
-    (first,) = made.programs
+    made = module.with_lowering(Lowering(backend, record(module).example, training))
+    first = made.programs[0]
     if not first.choices or not first.choices.gathers:
         raise NothingToDoError("There is nothing to lower: no layer reads a concat of feature maps along its channels.")
     if first.graph is not None:

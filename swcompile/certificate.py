@@ -123,14 +123,17 @@ def _compared(reference: RewiredModule, module: RewiredModule, inputs: Sequence[
         wanted = _reference_run(reference, examples, training=name == "train")
         if wanted is None:
             continue
+        gradients, buffers = left()
+        reference.zero_grad()  # each of the two sets of gradients may be as large as all else in memory
         made = _run(module, examples, training=name == "train")
         assert made is not None, "the changed model draws random numbers, the reference does not"
         modes.append(name)
         found["outputs"] = max(found["outputs"], _difference(dict(enumerate(wanted)), dict(enumerate(made)), "output"))
-        gradients, buffers = left()
         mine = {key: parameter.grad for key, parameter in module.named_parameters() if parameter.grad is not None}
         found["gradients"] = max(found["gradients"], _difference(gradients, mine, "gradient"))
         found["buffers"] = max(found["buffers"], _difference(buffers, dict(module.named_buffers()), "buffer"))
+        module.zero_grad()
+        del gradients, mine
     return Certificate(tuple(modes), found["outputs"], found["gradients"], found["buffers"])
 
 

@@ -192,6 +192,8 @@ _STATE = (
 
 EXAMPLE = "example"
 """The key of the program that was made for the example inputs: what runs where Python cannot look at a call's own."""
+TRAINING = "training"
+"""The key of the program for train mode, where there is one."""
 
 
 @dataclass(frozen=True)
@@ -276,14 +278,14 @@ class RewiredModule(fx.GraphModule):
             self._programs[EXAMPLE] = self._lowered_for(None)
             if (key := self.lowering.example_key(self)) is not None:
                 self._programs[key] = self._programs[EXAMPLE]
+            if self.lowering.training:
+                self._programs[TRAINING] = self._program_of(self.lowering.training_program(self))
 
         @functools.wraps(in_training)
         def forward(module: RewiredModule, *args: Any, **kwargs: Any) -> Any:
             run = in_training if module.training or in_eval is None else in_eval
-            if module.lowering is not None and not module.training and _may_be_lowered(module, (), args, kwargs):
-                program = module._program(args, kwargs)
-                if program is not None and program.run is not None and _may_be_lowered(module, program.around, args, kwargs):
-                    run = program.run
+            if module.lowering is not None:
+                run = module._lowered_run(args, kwargs) or run
             return run(module, *args, **kwargs)
 
         type(self).forward = forward
@@ -305,6 +307,18 @@ class RewiredModule(fx.GraphModule):
         """What has been lowered so far: for the example inputs, and for each kind of call that came."""
         programs = {id(program): program.lowered for program in self.__dict__.get("_programs", {}).values()}
         return tuple(programs.values())
+
+    def _lowered_run(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Callable[..., Any] | None:
+        """Return what a call runs instead of the graph of the module's mode, or None."""
+        program: _Program | None
+        if self.training:
+            program = self._programs.get(TRAINING)
+            fits = program is not None and not kwargs and self.lowering.takes_in_training(args)
+            return program.run if program is not None and fits and _may_be_trained(program.around) else None
+        if not _may_be_lowered(self, (), args, kwargs):
+            return None
+        program = self._program(args, kwargs)
+        return program.run if program is not None and _may_be_lowered(self, program.around, args, kwargs) else None
 
     def _program(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> _Program | None:
         """Return the program for a call, made now where it is the first of its kind; None where the call runs as it is."""
@@ -328,7 +342,9 @@ class RewiredModule(fx.GraphModule):
         return self
 
     def _lowered_for(self, args: tuple[Any, ...] | None) -> _Program:
-        made: Lowered = self.lowering.program(self, args)
+        return self._program_of(self.lowering.program(self, args))
+
+    def _program_of(self, made: Lowered) -> _Program:
         return _Program(made, self._forward_of(made.graph), tuple(self.get_submodule(path) for path in made.bypassed))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> RewiredModule:
@@ -350,14 +366,31 @@ def _may_be_lowered(module: nn.Module, around: Sequence[nn.Module], args: Sequen
     Not where it is to be differentiated, not under autocast (whose choice of types is by operation), and not where one of those
     modules was given a hook, or put into train mode, since.
     """
-    if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
-        return False
-    if any(one.training or one._forward_hooks or one._forward_pre_hooks for one in around):
+    if _is_autocast() or any(one.training or _has_hooks(one) for one in around):
         return False
     if not torch.is_grad_enabled():
         return True
     given = (value for value in tree_leaves((tuple(args), dict(kwargs))) if isinstance(value, Tensor))
     return not any(value.requires_grad for value in (*given, *module.parameters()))
+
+
+def _may_be_trained(around: Sequence[nn.Module]) -> bool:
+    """Say whether a call in train mode may take the lowered graph, which does without the modules `around` it.
+
+    Not under autocast, nor inside torch.func, torch.jit.trace or torch.export, which take operators apart that it consists of.
+    """
+    taken_apart = torch._C._functorch.peek_interpreter_stack() is not None or torch._C._get_tracing_state() is not None
+    return not (_is_autocast() or taken_apart or torch.compiler.is_exporting() or any(_has_hooks(one) for one in around))
+
+
+def _is_autocast() -> bool:
+    return torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda")
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    """Say whether something is to be told when a module runs, or when gradients come back through it."""
+    kinds = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    return any(kinds)
 
 
 def _shell(state: dict[str, Any]) -> nn.Module:

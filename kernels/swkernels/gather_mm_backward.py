@@ -1,4 +1,4 @@
-"""What comes back through `gather_mm`: to the maps that it read, to its norm, and to its weight.
+"""What comes back through `gather_mm`, or `gather`: to the maps that it read, to its norm, and to its weight.
 
     h = act(norm(map(k)[m, channel(k)]))      y[m, n] = sum over k of h[m, k] * weight[n, k] + bias[n]
 
@@ -31,6 +31,7 @@ from swkernels.taps import Taps, known, maps, places, pointers
 class Gradients(NamedTuple):
     """The gradients of `gather_mm`: of the gathered map (..., K), of weight (N, K), and of the norm's weight and bias, each (K,).
 
+    Without a weight, of `gather`, that of weight is (0, K).
     That of the map is of its type, the others are sums in float32 (in float64 for maps of float64, which only references take).
     """
 
@@ -44,7 +45,7 @@ def gather_mm_backward_reference(
     grad: Tensor,
     source: Tensor | Sequence[Tensor],
     taps: Taps,
-    weight: Tensor,
+    weight: Tensor | None,
     *,
     norm: Norm | None = None,
     activation: str = "none",
@@ -53,7 +54,9 @@ def gather_mm_backward_reference(
     taken = taps.take(maps(source))
     wide = torch.float64 if taken.dtype == torch.float64 else torch.float32
     given = grad.to(wide)
-    behind = activated_backward(given @ weight.to(wide), taken, norm, activation)
+    behind = activated_backward(given if weight is None else given @ weight.to(wide), taken, norm, activation)
+    if weight is None:
+        return Gradients(behind.source.to(taken.dtype), given.new_empty(0, len(taps)), behind.weight, behind.bias)
     read = activated(taken, norm, activation).to(wide)
     product = given.flatten(0, -2).T @ read.flatten(0, -2)
     return Gradients(behind.source.to(taken.dtype), product, behind.weight, behind.bias)
@@ -80,21 +83,25 @@ def _data_gradient(
     source, apart, starts, strides, mean, var, norm_weight, norm_bias, weight, grad, into, weight_sums, bias_sums,
     height, outputs, channels, source_stride, grad_stride, into_stride, eps,
     GROUP: tl.constexpr, SCATTERED: tl.constexpr, NORM: tl.constexpr, WEIGHT: tl.constexpr, BIAS: tl.constexpr,
-    ACTIVATION: tl.constexpr, ADDS: tl.constexpr, ROWS: tl.constexpr, OUTPUTS: tl.constexpr, CHANNELS: tl.constexpr,
+    ACTIVATION: tl.constexpr, PRODUCT: tl.constexpr, ADDS: tl.constexpr,
+    ROWS: tl.constexpr, OUTPUTS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     tiles = tl.cdiv(channels, CHANNELS)  # the tiles of the same rows run side by side, and find them in the cache
     part = tl.program_id(0) // tiles
     row = part.to(tl.int64) * ROWS + tl.arange(0, ROWS)
     channel = (tl.program_id(0) % tiles) * CHANNELS + tl.arange(0, CHANNELS)
     in_rows, live = row < height, channel < channels
-    total = tl.zeros((ROWS, CHANNELS), tl.float32)
-    for first in range(0, outputs, OUTPUTS):
-        output = first + tl.arange(0, OUTPUTS)
-        made = output < outputs
-        g = tl.load(grad + row[:, None] * grad_stride + output[None, :], mask=in_rows[:, None] & made[None, :], other=0.0)
-        w = tl.load(weight + output[:, None] * channels + channel[None, :], mask=made[:, None] & live[None, :], other=0.0)
-        total = tl.dot(g, w, total, input_precision="ieee")
     mask = in_rows[:, None] & live[None, :]
+    if PRODUCT:
+        total = tl.zeros((ROWS, CHANNELS), tl.float32)
+        for first in range(0, outputs, OUTPUTS):
+            output = first + tl.arange(0, OUTPUTS)
+            made = output < outputs
+            g = tl.load(grad + row[:, None] * grad_stride + output[None, :], mask=in_rows[:, None] & made[None, :], other=0.0)
+            w = tl.load(weight + output[:, None] * channels + channel[None, :], mask=made[:, None] & live[None, :], other=0.0)
+            total = tl.dot(g, w, total, input_precision="ieee")
+    else:
+        total = tl.load(grad + row[:, None] * grad_stride + channel[None, :], mask=mask, other=0.0).to(tl.float32)
     if NORM or ACTIVATION != "none":
         read = pointers(source, apart, starts, strides, row, channel, live, source_stride, GROUP, SCATTERED)
         x = tl.load(read, mask=mask, other=0.0).to(tl.float32)
@@ -154,19 +161,19 @@ def gather_mm_backward(
     grad: Tensor,
     source: Tensor | Sequence[Tensor],
     taps: Taps,
-    weight: Tensor,
+    weight: Tensor | None,
     *,
     norm: Norm | None = None,
     activation: str = "none",
     into: Tensor | None = None,
 ) -> Gradients:
-    """Return the gradients of `gather_mm(source, taps, weight, norm=norm, activation=activation)`.
+    """Return the gradients of `gather_mm(source, taps, weight, norm=norm, activation=activation)`, or `gather` without the weight.
 
     Args:
         grad: (..., N), the gradient of its result, of the source's type, channels side by side.
         source: what it read, a map (..., C), or several.
         taps: which channels of them; K in all.
-        weight: (N, K), of the source's type.
+        weight: (N, K), of the source's type; None where there was no product, and grad is (..., K).
         norm: the norm of the K channels, its statistics constants; None is none.
         activation: the activation behind that norm.
         into: (..., C), the gradient of the one map that was read, of its type: what comes back is added there, channel by channel,
@@ -182,8 +189,9 @@ def gather_mm_backward(
     sources = maps(source)
     check_read(sources, taps, norm, activation)
     like, count = sources[0], len(taps)
-    check_made("weight", weight, (weight.shape[0], count), like)
-    check_made("grad", grad, (*like.shape[:-1], weight.shape[0]), like)
+    outputs = count if weight is None else weight.shape[0]
+    check_made("weight", weight, (outputs, count), like)
+    check_made("grad", grad, (*like.shape[:-1], outputs), like)
     if into is not None:
         check_made("into", into, tuple(like.shape), like)
         if len(sources) > 1 or _reads_twice(taps):
@@ -211,7 +219,7 @@ def _gather_mm_backward_into(
     norm_bias: Tensor | None,
     eps: float,
     activation: str,
-    weight: Tensor,
+    weight: Tensor | None,
     into: Tensor,
     adds: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -236,10 +244,14 @@ def _gather_mm_backward_into(
     sums = [like.new_empty((parts, channels), dtype=torch.float32) if normed else None for _ in range(2)]
     launch.run(
         _data_gradient, parts * launch.ceil_div(channels, deep),
-        *lie.maps, lie.starts, lie.strides, mean, var, norm_weight, norm_bias, weight.contiguous(), given, made, *sums,
+        *lie.maps, lie.starts, lie.strides, mean, var, norm_weight, norm_bias,
+        None if weight is None else weight.contiguous(), given, made, *sums,
         height, outputs, channels, lie.stride, given.stride(0), made.stride(0), eps,
-        **read, ADDS=adds, ROWS=high, OUTPUTS=out, CHANNELS=deep, num_warps=warps, num_stages=stages,
+        **read, PRODUCT=weight is not None, ADDS=adds, ROWS=high, OUTPUTS=out, CHANNELS=deep, num_warps=warps, num_stages=stages,
     )  # fmt: skip
+    of_norm = [like.new_zeros(channels, dtype=torch.float32) if one is None else one.sum(0) for one in sums]
+    if weight is None:
+        return like.new_empty((0, channels), dtype=torch.float32), of_norm[0], of_norm[1]
     high, out, deep, warps, stages = astuple(tiles_for("weight", like.dtype))
     tiles = launch.ceil_div(channels, deep) * launch.ceil_div(outputs, out)
     share = max(LEAST_ROWS, launch.ceil_div(height, max(1, PROGRAMS // tiles)))
@@ -252,13 +264,12 @@ def _gather_mm_backward_into(
         height, outputs, channels, lie.stride, given.stride(0), share, eps,
         **read, ROWS=high, OUTPUTS=out, CHANNELS=deep, num_warps=warps, num_stages=stages,
     )  # fmt: skip
-    of_norm = [like.new_zeros(channels, dtype=torch.float32) if one is None else one.sum(0) for one in sums]
     return products.sum(0), of_norm[0], of_norm[1]
 
 
 @_gather_mm_backward_into.register_fake
 def _(grad: Tensor, sources: Sequence[Tensor], runs: Sequence[int], *more: Any) -> tuple[Tensor, Tensor, Tensor]:
-    taps = known(tuple(runs))
+    taps, weight = known(tuple(runs)), more[6]
     dtype = torch.float64 if grad.dtype == torch.float64 else torch.float32
     sums = [grad.new_empty(len(taps), dtype=dtype) for _ in range(2)]
-    return grad.new_empty((grad.shape[-1], len(taps)), dtype=dtype), sums[0], sums[1]
+    return grad.new_empty((0 if weight is None else grad.shape[-1], len(taps)), dtype=dtype), sums[0], sums[1]

@@ -1,4 +1,4 @@
-"""A gather, batch norm, activation and linear layer that trains, and saves nothing for that but the maps that it read.
+"""A gather, batch norm, activation, and maybe a linear layer, that train, and save nothing for that but the maps that they read.
 
     y = act(norm(gather(maps))) @ weight.T + bias
 
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from swkernels.affine import NO_NORM, Norm, norm_of
 from swkernels.checks import DTYPES
+from swkernels.gather import gather, gather_reference
 from swkernels.gather_mm import gather_mm, gather_mm_reference
 from swkernels.gather_mm_backward import Gradients, gather_mm_backward, gather_mm_backward_reference
 from swkernels.statistics import centered, centered_reference
@@ -25,7 +26,7 @@ from swkernels.taps import Taps, known, maps
 def trained_gather_mm(
     source: Tensor | Sequence[Tensor],
     taps: Taps,
-    weight: Tensor,
+    weight: Tensor | None,
     *,
     norm: Norm | None = None,
     through: bool = False,
@@ -33,12 +34,12 @@ def trained_gather_mm(
     bias: Tensor | None = None,
     by_kernel: bool = True,
 ) -> Tensor:
-    """Do what `gather_mm` does, differentiably: by the maps, the weight and bias, and the norm's weight and bias.
+    """Do what `gather_mm` does, or `gather`, differentiably: by the maps, the weight and bias, and the norm's weight and bias.
 
     Args:
         source: a map (..., C), or several that differ in C alone, channels side by side.
         taps: which channels of them are read, in what order; K in all.
-        weight: (N, K), of the source's type.
+        weight: (N, K), of the source's type; None puts no product behind the activation, and no bias.
         norm: a norm of the K channels; None is none.
         through: whether its statistics are those of the maps that are read (swkernels.statistics, biased variance), as in train
             mode, so that gradients come back through them; else they count as constants.
@@ -47,7 +48,7 @@ def trained_gather_mm(
         by_kernel: False computes in plain torch on any device; so do types that the kernels do not take.
 
     Returns:
-        (..., N). Its gradient cannot be differentiated again.
+        (..., N), or (..., K) without a weight. Its gradient cannot be differentiated again.
     """
     parts = norm or NO_NORM
     made: Tensor = _trained(maps(source), taps.flat(), *parts, through and norm is not None, activation, weight, bias, by_kernel)
@@ -69,19 +70,22 @@ def _trained(
     eps: float,
     through: bool,
     activation: str,
-    weight: Tensor,
+    weight: Tensor | None,
     bias: Tensor | None,
     by_kernel: bool,
 ) -> Tensor:
-    how = gather_mm if _kernels_take(by_kernel, sources[0]) else gather_mm_reference
-    norm = norm_of(mean, var, norm_weight, norm_bias, eps)
-    return how(sources, known(tuple(runs)), weight, norm=norm, activation=activation, bias=bias)
+    taps, norm, fast = known(tuple(runs)), norm_of(mean, var, norm_weight, norm_bias, eps), _kernels_take(by_kernel, sources[0])
+    if weight is None:
+        made = (gather if fast else gather_reference)(sources, taps, norm=norm, activation=activation)
+        return made if norm is not None or activation != "none" else made.clone()  # one run alone is a view
+    return (gather_mm if fast else gather_mm_reference)(sources, taps, weight, norm=norm, activation=activation, bias=bias)
 
 
 @_trained.register_fake
 def _(sources: Sequence[Tensor], runs: Sequence[int], *more: Any) -> Tensor:
     weight = more[7]
-    return sources[0].new_empty((*sources[0].shape[:-1], weight.shape[0]))
+    count = len(known(tuple(runs))) if weight is None else weight.shape[0]
+    return sources[0].new_empty((*sources[0].shape[:-1], count))
 
 
 @torch.library.custom_op("swkernels::trained_gather_mm_backward", mutates_args=())
@@ -96,7 +100,7 @@ def _backward(
     eps: float,
     through: bool,
     activation: str,
-    weight: Tensor,
+    weight: Tensor | None,
     by_kernel: bool,
 ) -> list[Tensor]:
     taps, norm = known(tuple(runs)), norm_of(mean, var, norm_weight, norm_bias, eps)
@@ -129,9 +133,10 @@ def _pieces(found: Gradients, sources: Sequence[Tensor], taps: Taps, norm: Norm 
 
 @_backward.register_fake
 def _(grad: Tensor, sources: Sequence[Tensor], runs: Sequence[int], *more: Any) -> list[Tensor]:
-    channels = len(known(tuple(runs)))
+    channels, weight = len(known(tuple(runs))), more[7]
+    outputs = 0 if weight is None else weight.shape[0]
     dtype = torch.float64 if grad.dtype == torch.float64 else torch.float32
-    sums = [grad.new_empty(size, dtype=dtype) for size in ((grad.shape[-1], channels), (channels,), (channels,))]
+    sums = [grad.new_empty(size, dtype=dtype) for size in ((outputs, channels), (channels,), (channels,))]
     return [*(torch.empty(source.shape, dtype=source.dtype, device=source.device) for source in sources), *sums]
 
 
@@ -152,7 +157,18 @@ def _differentiated(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     of_shift = None if norm_bias is None else of_norm_bias.to(norm_bias.dtype)
     of_bias = None if ctx.bias is None else grad.flatten(0, -2).sum(0, dtype=of_weight.dtype).to(ctx.bias)
     none = (None, None, None)
-    return (back, None, None, None, of_norm_weight, of_shift, *none, of_weight.to(weight.dtype), of_bias, None)
+    return (
+        back,
+        None,
+        None,
+        None,
+        of_norm_weight,
+        of_shift,
+        *none,
+        None if weight is None else of_weight.to(weight.dtype),
+        of_bias,
+        None,
+    )
 
 
 _trained.register_autograd(_differentiated, setup_context=_saved)

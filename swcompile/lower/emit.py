@@ -6,16 +6,22 @@
     b = conv2(a);  s2 = put(s1, b, 16, 1);  y = product(s2, (0, 0, 24), 1, (norm.running_mean, ...), "relu", conv3.weight, ...)
 
 Parameters and buffers are read by name as the graph runs, so the state dict is as it was, and what is trained or loaded counts.
+For training (`trained`), sites read the maps where they are, and statistics are taken once a map, for all that read it:
+
+    a = conv1(x);  r1 = in_rows(a, 1, ..);  s1 = take_statistics(r1, ..)
+    b = conv2(a);  r2 = in_rows(b, 1, ..);  s2 = take_statistics(r2, ..)
+    y = relu(norm2(train((r1, r2), (0, 0, 16, 1, 0, 8), 1, (s1, s2), norm, "relu", conv3.weight, ..)))
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import fx, nn
 
-from swcompile.lower import run
+from swcompile.lower import run, run_training
 from swcompile.lower.costs import reads_apart
 from swcompile.lower.regions import Region, lay_out_regions
 from swcompile.lower.sites import Site, activation_of
@@ -76,11 +82,10 @@ def _emit(made: fx.Graph, region: Region, copies: dict[fx.Node, fx.Node], root: 
 
 def _emit_apart(made: fx.Graph, site: Site, copies: dict[fx.Node, fx.Node], root: nn.Module) -> None:
     """Replace a site by one that reads its maps where they are."""
-    last, sources = copies[site.last], site.sources
-    runs = tuple(number for piece in site.pieces for number in (sources.index(piece.source), piece.start, piece.stop))
+    last = copies[site.last]
     with made.inserting_before(last):
-        maps = made.call_function(run.beside, tuple(copies[source] for source in sources), {"axis": site.axis})
-        value = _value(made, site, maps, runs, root, "triton")
+        maps = made.call_function(run.beside, tuple(copies[source] for source in site.sources), {"axis": site.axis})
+        value = _value(made, site, maps, _apart_runs(site), root, "triton")
     _replace(site, value, copies)
 
 
@@ -118,3 +123,64 @@ def _norm(made: fx.Graph, node: fx.Node | None, root: nn.Module) -> tuple[Any, .
 
 def _activation(node: fx.Node | None, root: nn.Module) -> str:
     return "none" if node is None else activation_of(node, root) or "none"
+
+
+def trained(graph: fx.Graph, root: nn.Module, sites: Sequence[Site], *, by_kernel: bool) -> tuple[fx.Graph | None, tuple[str, ...]]:
+    """Return a copy of a train-mode graph that keeps of its sites, for the backward pass, only the maps that they read.
+
+    Also the paths of the modules that it bypasses. None where no site can be trained so.
+    """
+    cut = [replace(site, out_norm=None, out_activation=None) for site in sites]  # what is behind a product is read by itself
+    cut = [site for site in cut if site.steps and not _synchronises(site, root)]
+    if not cut:
+        return None, ()
+    copies: dict[fx.Node, fx.Node] = {}
+    made = fx.Graph()
+    made.output(made.graph_copy(graph, copies))
+    normed = {(source, site.axis) for site in cut if site.norm is not None for source in site.sources}
+    rows: dict[tuple[fx.Node, int], tuple[fx.Node, fx.Node | None]] = {}
+    for source, axis in dict.fromkeys((source, site.axis) for site in cut for source in site.sources):
+        with made.inserting_after(_behind_placeholders(made, copies[source])):
+            lying = made.call_function(run_training.in_rows, (copies[source], axis, by_kernel))
+        with made.inserting_after(lying):
+            taken = (source, axis) in normed
+            rows[source, axis] = lying, made.call_function(run_training.take_statistics, (lying, by_kernel)) if taken else None
+    for site in cut:
+        _emit_trained(made, site, rows, copies, root, by_kernel)
+    drop_unread(made)
+    made.lint()
+    bypassed = (node for site in cut for node in site.steps if node.op == "call_module")
+    return made, tuple(dict.fromkeys(str(node.target) for node in bypassed))
+
+
+def _synchronises(site: Site, root: nn.Module) -> bool:
+    """Say whether a site's norm takes its statistics over processes."""
+    return site.norm is not None and type(root.get_submodule(str(site.norm.target))) is nn.SyncBatchNorm
+
+
+def _emit_trained(
+    made: fx.Graph,
+    site: Site,
+    rows: Mapping[tuple[fx.Node, int], tuple[fx.Node, fx.Node | None]],
+    copies: dict[fx.Node, fx.Node],
+    root: nn.Module,
+    by_kernel: bool,
+) -> None:
+    """Replace a site by one that trains."""
+    lie = [rows[source, site.axis] for source in site.sources]
+    maps, taken = tuple(map_ for map_, _ in lie), tuple(found for _, found in lie if site.norm is not None)
+    layer = None if site.layer is None else str(site.layer.target)
+    with made.inserting_before(copies[site.last]):
+        norm = None if site.norm is None else made.get_attr(str(site.norm.target))
+        weight = None if layer is None else made.get_attr(f"{layer}.weight")
+        bias = None if layer is None or root.get_submodule(layer).bias is None else made.get_attr(f"{layer}.bias")
+        activation = _activation(site.activation, root)
+        value = made.call_function(
+            run_training.train, (maps, _apart_runs(site), site.axis, taken, norm, activation, weight, bias, by_kernel)
+        )
+    _replace(site, value, copies)
+
+
+def _apart_runs(site: Site) -> tuple[int, ...]:
+    """Return what a site reads of its sources, as swkernels.Taps.flat has it."""
+    return tuple(number for piece in site.pieces for number in (site.sources.index(piece.source), piece.start, piece.stop))

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from swcompile.choices import Choice, Choices
 from swcompile.errors import SwnetError
 from swcompile.lower.costs import Chosen, choose, name_of
-from swcompile.lower.emit import lowered
+from swcompile.lower.emit import lowered, trained
 from swcompile.lower.rates import Rates, device_name, known
 from swcompile.lower.sites import find_sites
 from swcompile.modules import Lowered, RewiredModule
@@ -27,13 +27,14 @@ BACKENDS = ("auto", "torch", "triton")
 
 @dataclass(frozen=True)
 class Lowering:
-    """How a module is lowered: by which backend, and for which example inputs first.
+    """How a module is lowered: by which backend, for which example inputs first, and whether train mode is, too.
 
     "torch" and "triton" lower every gather that can be, alike for all calls; "auto" chooses by the rates of the device.
     """
 
     backend: str
     example: Example
+    training: bool = False
 
     def key(self, module: nn.Module, arguments: Sequence[Any]) -> Hashable | None:
         """Return what tells kinds of calls apart: calls of one key run one program. Sizes count by their power of two.
@@ -82,6 +83,32 @@ class Lowering:
             )
         made, bypassed = lowered(graph, shell, chosen.forms)
         return Lowered(made, bypassed, Choices(call, why, chosen.choices))
+
+    def takes_in_training(self, arguments: Sequence[Any]) -> bool:
+        """Say whether the program for train mode was made for such arguments: tensors of the ranks of the example."""
+        ranks = [len(value.shape) if isinstance(value, Spec) else None for value in self.example]
+        return all(_is_plain(value) for value in arguments) and [value.dim() for value in arguments] == ranks
+
+    def training_program(self, module: RewiredModule) -> Lowered:
+        """Lower a module's train mode, alike for all calls."""
+        weight = _weight(module)
+        graph, shell = copy.deepcopy(module.graphs[0]), module.shell()
+        example = _as(weight, self.example)
+        with _disable_current_modes():
+            shaped(graph, shell, example)
+        sites = find_sites(graph, shell)
+        device = torch.device("cpu") if weight is None else weight.device
+        call = f"training, {shapes_of(example)} on {device_name(device)}"
+        if self.backend == "auto":
+            plain = tuple(Choice(name_of(site), "plain") for site in sites)
+            return Lowered(None, (), Choices(call, "what training would take has been timed on no device yet", plain))
+        made, bypassed = trained(graph, shell, sites, by_kernel=self.backend == "triton")
+        forms = (self.backend if site.steps and made is not None else "plain" for site in sites)
+        return Lowered(
+            made,
+            bypassed,
+            Choices(call, "as asked", tuple(Choice(name_of(site), form) for site, form in zip(sites, forms, strict=True))),
+        )
 
 
 def _all_by(backend: str, sites: Sequence[Any]) -> Chosen:

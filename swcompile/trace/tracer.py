@@ -261,13 +261,18 @@ class LayerTracer(fx.Tracer):
         return forward(*args, **kwargs)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        if isinstance(m, LAYER_TYPES) or id(m) not in self._holders:
+        if isinstance(m, LAYER_TYPES) or (id(m) not in self._holders and not self._is_code_alone(m, module_qualified_name)):
             return True
         reason = self._reason_to_stay(m, module_qualified_name)
         if reason is not None:
             self.opaque.setdefault(module_qualified_name, (reason, user_line()))
             return True
         return super().is_leaf_module(m, module_qualified_name)
+
+    def _is_code_alone(self, module: nn.Module, path: str) -> bool:
+        """Say whether a module of the user's is a function: a concat, a sum, an activation, without any state."""
+        stateless = next(module.parameters(), None) is None and next(module.buffers(), None) is None
+        return stateless and not super().is_leaf_module(module, path)
 
     def _reason_to_stay(self, module: nn.Module, path: str) -> str | None:
         if path in self._leaves:

@@ -33,7 +33,8 @@ def plainly(given: dict[str, Tensor], activation: str, mode: str, statistics: tu
         scale, shift = (given["scale"], given["shift"]) if mode != "bare" else (None, None)
         flat = functional.batch_norm(flat, mean, var, scale, shift, training=mode != "frozen", eps=1e-3)
         read = flat.view(read.shape)
-    return functional.linear(ACTIVATIONS[activation](read), given["weight"], given["bias"])
+    read = ACTIVATIONS[activation](read)
+    return functional.linear(read, given["weight"], given["bias"]) if "weight" in given else read
 
 
 def by_us(given: dict[str, Tensor], activation: str, mode: str, statistics: tuple[Tensor, Tensor], **options: Any) -> Tensor:
@@ -42,17 +43,18 @@ def by_us(given: dict[str, Tensor], activation: str, mode: str, statistics: tupl
     if mode != "none":
         mean, var = statistics if mode == "frozen" else statistics_reference(TAPS.take(sources).detach())
         norm = Norm(mean, var, *((given["scale"], given["shift"]) if mode != "bare" else (None, None)), 1e-3)
-    options |= {"norm": norm, "through": mode != "frozen", "activation": activation, "bias": given["bias"]}
-    return trained_gather_mm(sources, TAPS, given["weight"], **options)
+    options |= {"norm": norm, "through": mode != "frozen", "activation": activation, "bias": given.get("bias")}
+    return trained_gather_mm(sources, TAPS, given.get("weight"), **options)
 
 
 @pytest.mark.parametrize("mode", ["batch", "bare", "frozen", "none"])
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_it_is_what_plain_torch_does(dtype: torch.dtype, activation: str, mode: str, launched: list[str]) -> None:
-    given = parameters(dtype)
+@pytest.mark.parametrize("product", [True, False])
+def test_it_is_what_plain_torch_does(product: bool, dtype: torch.dtype, activation: str, mode: str, launched: list[str]) -> None:
+    given = {name: value for name, value in parameters(dtype).items() if product or name not in ("weight", "bias")}
     statistics = torch.randn(len(TAPS), dtype=dtype), torch.rand(len(TAPS), dtype=dtype) + 0.5
-    grad = torch.randn(3, 4, 5, 6, dtype=dtype)
+    grad = torch.randn(3, 4, 5, 6 if product else len(TAPS), dtype=dtype)
     used = {name: value for name, value in given.items() if mode in ("batch", "frozen") or name not in ("scale", "shift")}
     expected = plainly(given, activation, mode, statistics)
     wanted = torch.autograd.grad(expected, list(used.values()), grad)
@@ -64,7 +66,8 @@ def test_it_is_what_plain_torch_does(dtype: torch.dtype, activation: str, mode: 
     for name, one, other in zip(used, gradients, wanted, strict=True):
         torch.testing.assert_close(one, other, msg=lambda text, name=name: f"{name}: {text}", **close)
     assert not watch.faults
-    assert ("_data_gradient" in launched) == ("_weight_gradient" in launched) == (dtype == torch.float32)
+    assert ("_data_gradient" in launched) == (dtype == torch.float32)
+    assert ("_weight_gradient" in launched) == (dtype == torch.float32 and product)
 
 
 def test_gradcheck() -> None:

@@ -37,7 +37,7 @@ class Net(nn.Module):
 
 class Odd(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
-        return x if x.shape[1] > 3 else -x  # fx cannot trace this, and need not: no layer lies inside
+        return x if x.shape[1] > 3 else -x
 
 
 X = torch.randn(2, 3, 8, 8)
@@ -49,9 +49,67 @@ def captures(net: nn.Module, inputs: object = X) -> Capture:
     return capture(Subject(root, skeleton(root, mode), mode, describe_inputs(inputs)))
 
 
-def test_modules_keep_their_names_and_only_those_with_layers_are_entered() -> None:
+def test_modules_keep_their_names_and_those_without_state_are_followed() -> None:
     graph = captures(Net()).train_graph
-    assert [node.target for node in graph.nodes if node.op == "call_module"] == ["block.0", "block.1", "block.2", "odd", "conv"]
+    assert [node.target for node in graph.nodes if node.op == "call_module"] == ["block.0", "block.1", "block.2", "conv"]
+
+
+class Scale(nn.Module):
+    """Holds a parameter, which pruning could not follow."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.scale
+
+
+class Sum(nn.Module):
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return x + y
+
+
+class Concat(nn.Module):
+    def forward(self, *maps: Tensor) -> Tensor:
+        return torch.cat(maps, 1)
+
+
+class Swish(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.sigmoid(x)
+
+
+class AsModules(nn.Module):
+    """Shortcut, concat and activation are modules of the user's, as object detectors have them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Conv2d(3 if not at else 64, 64, 3, padding=1) for at in range(4))
+        self.norm, self.last = nn.BatchNorm2d(128), nn.Conv2d(128, 8, 1)
+        self.sum, self.concat, self.act = Sum(), Concat(), Swish()
+
+    def forward(self, x: Tensor) -> Tensor:
+        stem, *others = self.layers
+        first = x = self.act(stem(x))
+        for layer in others:
+            x = self.sum(x, self.act(layer(x)))
+        return self.last(torch.relu(self.norm(self.concat(first, x))))
+
+
+def test_what_is_written_as_a_module_is_rewired_pruned_and_lowered() -> None:
+    model, x = AsModules(), torch.randn(2, 3, 8, 8)
+    rewired = swnet.transform(model, x, p=0.3)
+    assert swnet.ledger(rewired).links_moved > 0
+    swnet.transform(model, x, p=0.2, density=0.5, verify=True)
+    lowered = swnet.lower(model.eval(), x, backend="torch")
+    with torch.no_grad():
+        torch.testing.assert_close(lowered(x), model(x), rtol=1e-4, atol=1e-5)
+
+
+def test_a_module_with_a_parameter_and_no_layer_stays_one_call() -> None:
+    graph = captures(nn.Sequential(nn.Conv2d(3, 4, 1), Scale(), nn.Conv2d(4, 4, 1))).train_graph
+    assert [node.target for node in graph.nodes if node.op == "call_module"] == ["0", "1", "2"]
 
 
 def test_each_node_knows_its_line_in_the_users_code() -> None:
@@ -61,7 +119,7 @@ def test_each_node_knows_its_line_in_the_users_code() -> None:
     assert path == __file__
     assert "F.dropout(self.conv(x)" in Path(path).read_text(encoding="utf-8").splitlines()[int(line) - 1]
     assert where["dropout"] == where["conv"]
-    assert where["block_0"] == where["odd"] != where["conv"]
+    assert where["block_0"] != where["conv"]
 
 
 def test_both_modes_are_traced_where_their_code_differs() -> None:

@@ -1,0 +1,303 @@
+"""swnet.lower(training=True): the same gradients, parameters and running statistics; nothing wide is kept for the backward pass."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+
+import swnet
+from benchmarks.models import densenet, resnet20, seeded
+from swcompile.errors import NothingToDoError
+from swcompile.modules import TRAINING, RewiredModule
+from tests.lower.test_lower import LOWERED, X
+from tests.zoo import ZOO, image
+from tests.zoo import densenet as bottlenecked
+
+
+def in_training(model: nn.Module, x: Tensor, backend: str = "torch") -> RewiredModule:
+    """Return a model lowered for training, in train mode and without dropout: its draws fall elsewhere in other layouts."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    return swnet.lower(copy.deepcopy(model), x, backend=backend, training=True).train()
+
+
+def runs_lowered(module: RewiredModule) -> list[Any]:
+    """Return what the program for train mode calls."""
+    graph = module._programs[TRAINING].lowered.graph
+    return [] if graph is None else [node.target.__name__ for node in graph.nodes if node.op == "call_function"]
+
+
+def step(module: nn.Module, *inputs: Tensor) -> tuple[Any, dict[str, Tensor]]:
+    """Return a module's result in train mode, and all gradients and buffers behind it."""
+    module.zero_grad()
+    torch.manual_seed(1)  # dropout written as a function
+    made = module(*inputs)
+    made = made if isinstance(made, Tensor) else torch.cat([value for value in made if value is not None], 1)  # auxiliary heads
+    made.square().sum().backward()
+    found = {f"gradient of {name}": value.grad for name, value in module.named_parameters() if value.grad is not None}
+    return made.detach(), found | dict(module.named_buffers())
+
+
+def same(ours: nn.Module, model: nn.Module, *inputs: Tensor, tolerance: float = 1e-9) -> None:
+    (found, behind), (expected, wanted) = (step(one.train(), *inputs) for one in (ours, model))
+    torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
+    assert behind.keys() == wanted.keys()
+    scale = max(float(value.abs().max()) for name, value in wanted.items() if "gradient" in name)
+    for name, value in wanted.items():
+        size = scale if "gradient" in name else 1.0
+        torch.testing.assert_close(
+            behind[name], value, rtol=tolerance, atol=tolerance * size, msg=lambda text, n=name: f"{n}: {text}"
+        )
+
+
+@pytest.mark.parametrize("name", sorted(LOWERED))
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_every_architecture_trains_alike(name: str, layout: torch.memory_format) -> None:
+    torch.manual_seed(0)
+    build, example = ZOO[name]
+    model, x = build().double().to(memory_format=layout), example().double().contiguous(memory_format=layout)
+    for one in model.modules():
+        if isinstance(one, nn.BatchNorm2d):
+            one.bias.data.normal_()
+    ours = in_training(model, x)
+    for _ in range(2):
+        same(ours, model, x)
+    ours.eval(), model.eval()
+    with torch.no_grad():
+        torch.testing.assert_close(ours(x), model(x), rtol=1e-9, atol=1e-9)
+
+
+def test_ten_steps_of_a_dense_net_end_where_they_did() -> None:
+    """And of a rewired ResNet, whose gathers end in 3x3 convolutions and are left alone."""
+    rewired = swnet.transform(seeded(resnet20, 0), torch.zeros(1, 3, 16, 16), p=0.3)
+    for model, does in ((seeded(densenet, 0), True), (rewired, False)):
+        plain = copy.deepcopy(model).double().train()
+        ours = in_training(model, torch.zeros(2, 3, 16, 16)).double()
+        assert bool(runs_lowered(ours)) == does
+        arms = [(one, torch.optim.SGD(one.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4)) for one in (plain, ours)]
+        generator = torch.Generator().manual_seed(3)
+        for _ in range(10):
+            x, labels = torch.randn(4, 3, 16, 16, generator=generator).double(), torch.randint(0, 10, (4,), generator=generator)
+            for one, optimizer in arms:
+                optimizer.zero_grad()
+                functional.cross_entropy(one(x), labels).backward()
+                optimizer.step()
+        found = ours.state_dict()
+        assert list(found) == list(plain.state_dict())
+        for key, value in plain.state_dict().items():
+            torch.testing.assert_close(found[key], value, rtol=1e-9, atol=1e-9)
+
+
+def test_a_training_step_goes_through_the_kernels(launched: list[str]) -> None:
+    """Of a DenseNet of three blocks, each layer a bottleneck behind a concat: forward and backward, none left out."""
+    torch.manual_seed(0)
+    model = nn.Sequential(*bottlenecked()[:5], *_block(24), nn.AvgPool2d(2), *_block(24), nn.Flatten(), nn.LazyLinear(10))
+    model(X)
+    ours = in_training(model, X, "triton")
+    (count,) = {len(one.gathers) for one in swnet.ledger(ours).lowered}
+    assert count == 15
+    assert {gather.form for one in swnet.ledger(ours).lowered for gather in one.gathers} == {"triton"}
+    launched.clear()
+    same(ours, model, X, tolerance=2e-3)
+    forward = sum(launched.count(name) for name in ("_gather_mm", "_gather"))
+    assert forward == launched.count("_data_gradient") == count
+    assert launched.count("_weight_gradient") == launched.count("_gather_mm") == count
+    assert launched.count("_partial") == 15  # once a map that a norm reads, however many do
+
+
+def _block(channels: int) -> list[nn.Module]:
+    """Return a block of four layers, with a norm, an activation and a convolution to as many channels behind it."""
+    block = bottlenecked()[5:][1]
+    wide = channels + 4 * 8
+    return [block, nn.BatchNorm2d(wide), nn.ReLU(), nn.Conv2d(wide, channels, 1)]
+
+
+@pytest.mark.parametrize("kind", ["densenet121 block 3", "densenet40"])
+def test_less_is_kept_for_the_backward_pass(kind: str) -> None:
+    """At most a quarter, in bytes of distinct memory, of what eager keeps of a dense block of DenseNet-121 at 14x14."""
+    torch.manual_seed(0)
+    model, x = (_dense_block(), torch.randn(2, 256, 14, 14)) if "121" in kind else (seeded(densenet, 0), torch.randn(2, 3, 32, 32))
+    ours = in_training(model, x)
+    assert _kept(ours, x) <= (0.25 if "121" in kind else 0.7) * _kept(model.train(), x)
+
+
+class _Dense(nn.Module):
+    """Block 3 of DenseNet-121: 24 layers of growth 32 over 256 channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        widths = [256 + 32 * number for number in range(24)]
+        self.layers = nn.ModuleList(
+            nn.Sequential(
+                *(nn.BatchNorm2d(width), nn.ReLU(inplace=True), nn.Conv2d(width, 128, 1, bias=False)),
+                *(nn.BatchNorm2d(128), nn.ReLU(inplace=True), nn.Conv2d(128, 32, 3, padding=1, bias=False)),
+            )
+            for width in widths
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        maps = [x]
+        for layer in self.layers:
+            maps.append(layer(torch.cat(maps, 1)))
+        return maps[-1]
+
+
+def _dense_block() -> nn.Module:
+    return _Dense()
+
+
+def _kept(module: nn.Module, x: Tensor) -> int:
+    """Return the bytes that a forward pass keeps for the backward pass, parameters aside, memory that is shared counted once."""
+    storages: dict[int, int] = {}
+    own = {value.untyped_storage().data_ptr() for value in module.parameters()}
+
+    def keep(value: Tensor) -> Tensor:
+        storage = value.untyped_storage()
+        if storage.data_ptr() not in own:
+            storages[storage.data_ptr()] = storage.nbytes()
+        return value
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value):
+        made = module(x.requires_grad_())
+    assert made.requires_grad
+    return sum(storages.values())
+
+
+def frozen(model: nn.Module) -> None:
+    model.get_submodule("1.layer2.norm1").eval()
+
+
+def cumulative(model: nn.Module) -> None:
+    model.get_submodule("1.layer2.norm1").momentum = None  # type: ignore[assignment]
+
+
+def untracked(model: nn.Module) -> None:
+    model.get_submodule("1.layer2.norm1").track_running_stats = False  # type: ignore[assignment]
+
+
+def plain_scale(model: nn.Module) -> None:
+    model.get_submodule("1.layer2.norm1").weight.requires_grad_(False)  # type: ignore[union-attr, operator]
+
+
+@pytest.mark.parametrize("change", [frozen, cumulative, untracked, plain_scale])
+def test_what_is_set_on_a_norm_later_counts(change: Callable[[nn.Module], None]) -> None:
+    torch.manual_seed(0)
+    model = bottlenecked().double()
+    ours = in_training(model, X.double())
+    for one in (ours, model.train()):
+        change(one)
+    for _ in range(3):
+        found, expected = (step(one, X.double()) for one in (ours, model))
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+
+
+def test_accumulated_gradients_and_checkpoints() -> None:
+    torch.manual_seed(0)
+    model = bottlenecked().double()
+    ours = in_training(model, X.double())
+    for one in (ours, model.train()):
+        for scale in (1.0, 2.0):
+            checkpoint(one, scale * X.double(), use_reentrant=False).square().sum().backward()
+    for (name, mine), (_, theirs) in zip(ours.named_parameters(), model.named_parameters(), strict=True):
+        torch.testing.assert_close(mine.grad, theirs.grad, rtol=1e-9, atol=1e-9, msg=name)
+    for mine, theirs in zip(ours.buffers(), model.buffers(), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-9, atol=1e-9)
+
+
+def calls(module: RewiredModule, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Return a list that grows by one with every gather that a call trains lowered."""
+    from swcompile.lower import run_training
+
+    seen: list[int] = []
+    plain = run_training.trained_gather_mm
+
+    def noted(*arguments: Any, **options: Any) -> Tensor:
+        seen.append(1)
+        return plain(*arguments, **options)
+
+    monkeypatch.setattr(run_training, "trained_gather_mm", noted)
+    return seen
+
+
+def test_what_it_cannot_do_runs_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = bottlenecked()
+    ours = in_training(model, X)
+    seen = calls(ours, monkeypatch)
+    with torch.autocast("cpu", torch.bfloat16):
+        ours(X)
+    ours(input=X)
+    torch.func.functional_call(ours, dict(ours.named_parameters()), (X,))
+    assert len(seen) == 10
+    seen.clear()
+    with pytest.raises(RuntimeError, match="in-place operation"):  # as the model itself
+        torch.func.grad(lambda x: ours(x).sum())(X)
+    ours.eval()(X)
+    handle = ours.train().get_submodule("1.layer0.conv1").register_full_backward_hook(lambda *_: None)
+    ours(X)
+    handle.remove()
+    assert seen == []
+    ours(X)
+    assert len(seen) == 10
+
+
+def test_compiles_copies_and_pickles() -> None:
+    torch.manual_seed(0)
+    model = bottlenecked().double()
+    ours = in_training(model, X.double())
+    again = pickle.loads(pickle.dumps(copy.deepcopy(ours)))
+    assert runs_lowered(again)
+    compiled = copy.deepcopy(ours)
+    found = torch.compile(compiled, backend="aot_eager", fullgraph=True)(X.double())
+    found.square().sum().backward()
+    same(again, model, X.double())
+    for mine, theirs in zip(compiled.parameters(), model.parameters(), strict=True):
+        torch.testing.assert_close(mine.grad, theirs.grad, rtol=1e-9, atol=1e-9)
+    for mine, theirs in zip(compiled.buffers(), model.buffers(), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-9, atol=1e-9)
+
+
+def test_auto_leaves_training_alone_and_says_why() -> None:
+    ours = swnet.lower(bottlenecked(), X, training=True)
+    told = str(swnet.ledger(ours))
+    assert "lowered for training, 2x3x8x8 on" in told
+    assert "10 left alone; what training would take has been timed on no device yet" in told
+    assert runs_lowered(ours) == []
+
+
+def test_without_training_train_mode_is_as_it_was() -> None:
+    ours = swnet.lower(bottlenecked(), X, backend="torch")
+    assert TRAINING not in ours._programs
+    assert len(swnet.ledger(ours).lowered) == 1
+
+
+def test_norms_over_processes_are_left_alone() -> None:
+    model = nn.SyncBatchNorm.convert_sync_batchnorm(bottlenecked())
+    ours = swnet.lower(model, X, backend="torch", training=True)
+    assert runs_lowered(ours) == []
+    assert "10 left alone" in str(swnet.ledger(ours).lowered[-1])
+
+
+def test_one_value_a_channel_is_refused_as_torch_does() -> None:
+    block = nn.Sequential(nn.Flatten(), _Twice(), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3))
+    ours = in_training(block, torch.randn(3, 4))
+    with pytest.raises(ValueError, match="Expected more than 1 value per channel when training"):
+        ours(torch.randn(1, 4))
+
+
+class _Twice(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([x, 2 * x], 1)
+
+
+def test_a_model_without_a_concat_has_nothing_to_lower() -> None:
+    with pytest.raises(NothingToDoError, match="nothing to lower"):
+        swnet.lower(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)), image()(), training=True)
