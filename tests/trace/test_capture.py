@@ -94,7 +94,7 @@ class AsModules(nn.Module):
         first = x = self.act(stem(x))
         for layer in others:
             x = self.sum(x, self.act(layer(x)))
-        return self.last(torch.relu(self.norm(self.concat(first, x))))
+        return self.act(self.last(torch.relu(self.norm(self.concat(first, x)))))
 
 
 def test_what_is_written_as_a_module_is_rewired_pruned_and_lowered() -> None:
