@@ -14,7 +14,18 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from benchmarks import bench_lower, bench_metrics, bench_prune, bench_step, bench_transform, convergence, graphs, models, record
+from benchmarks import (
+    bench_lower,
+    bench_metrics,
+    bench_prune,
+    bench_step,
+    bench_training,
+    bench_transform,
+    convergence,
+    graphs,
+    models,
+    record,
+)
 from benchmarks.data import Dataset
 from swcompile.graph import LayerGraph
 from swcompile.metrics import channel_graph
@@ -205,6 +216,14 @@ def test_lowering_is_timed_or_said_to_be_left_alone(monkeypatch: pytest.MonkeyPa
     shown = text(bench_lower.show(rows))
     assert "densenet channels last" in shown
     assert "left alone" in shown
+
+
+def test_training_steps_are_timed_and_what_they_keep_is_counted() -> None:
+    row = bench_training.examine("small", models.densenet(10, 4), torch.randn(2, 3, 16, 16), 2, "torch")
+    original, lowered = row["kept_bytes"]
+    assert 0 < lowered < 0.8 * original
+    assert row["ratio"] > 0
+    assert f"{lowered / original:.3f}" in text(bench_training.show([row]))
 
 
 def test_growth_is_read_off_the_chains() -> None:

@@ -20,7 +20,7 @@ ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
     "hardswish": functional.hardswish,
 }
 """What the kernels can do, by name, as torch does it."""
-_BACKWARD: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
+ACTIVATIONS_BACKWARD: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
     "none": lambda grad, _: grad,
     "relu": lambda grad, x: torch.ops.aten.threshold_backward(grad, x, 0),
     "relu6": lambda grad, x: torch.ops.aten.hardtanh_backward(grad, x, 0, 6),
@@ -81,12 +81,12 @@ def activated_backward(grad: Tensor, x: Tensor, norm: Norm | None, activation: s
     wide = x.to(grad.dtype)
     if norm is None:
         sums = grad.new_zeros(x.shape[-1])
-        return Behind(_BACKWARD[activation](grad, wide), sums, sums.clone())
+        return Behind(ACTIVATIONS_BACKWARD[activation](grad, wide), sums, sums.clone())
     rows = tuple(range(x.dim() - 1))
     inverse = torch.rsqrt(norm.var.to(grad.dtype) + norm.eps)
     normed = (wide - norm.mean.to(grad.dtype)) * inverse
     scaled = normed if norm.weight is None else normed * norm.weight.to(grad.dtype)
-    behind = _BACKWARD[activation](grad, scaled if norm.bias is None else scaled + norm.bias.to(grad.dtype))
+    behind = ACTIVATIONS_BACKWARD[activation](grad, scaled if norm.bias is None else scaled + norm.bias.to(grad.dtype))
     scale = inverse if norm.weight is None else inverse * norm.weight.to(grad.dtype)
     return Behind(behind * scale, (behind * normed).sum(rows), behind.sum(rows))
 

@@ -13,8 +13,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
-from swkernels.affine import NO_NORM, Norm, norm_of
+from swkernels.affine import ACTIVATIONS, ACTIVATIONS_BACKWARD, NO_NORM, Norm, norm_of
 from swkernels.checks import DTYPES
 from swkernels.gather import gather, gather_reference
 from swkernels.gather_mm import gather_mm, gather_mm_reference
@@ -75,10 +76,16 @@ def _trained(
     by_kernel: bool,
 ) -> Tensor:
     taps, norm, fast = known(tuple(runs)), norm_of(mean, var, norm_weight, norm_bias, eps), _kernels_take(by_kernel, sources[0])
-    if weight is None:
-        made = (gather if fast else gather_reference)(sources, taps, norm=norm, activation=activation)
-        return made if norm is not None or activation != "none" else made.clone()  # one run alone is a view
-    return (gather_mm if fast else gather_mm_reference)(sources, taps, weight, norm=norm, activation=activation, bias=bias)
+    if not fast and _torch_takes(sources[0], norm):
+        made = _activated(_normed(_rows(taps.take(sources)), norm), activation, norm is not None)
+        made = made if weight is None else functional.linear(made, weight, bias)
+        # Not a view to autograd, so that what follows may write into it, as in-place activations do.
+        made = torch.ops.aten._unsafe_view(made, [*sources[0].shape[:-1], made.shape[-1]])
+    elif weight is not None:
+        return (gather_mm if fast else gather_mm_reference)(sources, taps, weight, norm=norm, activation=activation, bias=bias)
+    else:
+        made = (gather if fast else gather_reference)(sources, taps, norm=norm, activation=activation).contiguous()
+    return made.clone() if weight is None and norm is None and activation == "none" else made  # one run alone is a view
 
 
 @_trained.register_fake
@@ -105,12 +112,27 @@ def _backward(
 ) -> list[Tensor]:
     taps, norm = known(tuple(runs)), norm_of(mean, var, norm_weight, norm_bias, eps)
     fast = _kernels_take(by_kernel, sources[0])
-    how = gather_mm_backward if fast else gather_mm_backward_reference
-    found = how(grad.contiguous(), sources, taps, weight, norm=norm, activation=activation)
-    back = [torch.zeros(source.shape, dtype=source.dtype, device=source.device) for source in sources]
-    for (owner, start, stop), piece in zip(taps.runs, _pieces(found, sources, taps, norm if through else None, fast), strict=True):
-        back[owner][..., start:stop] += piece
-    return [*back, found.weight, found.norm_weight, found.norm_bias]
+    if not fast and _torch_takes(sources[0], norm):
+        found = _torch_backward(grad, taps.take(sources), weight, norm, through, activation)
+        pieces = iter(found.source.split([stop - start for _, start, stop in taps.runs], -1))
+    else:
+        how = gather_mm_backward if fast else gather_mm_backward_reference
+        found = how(grad.contiguous(), sources, taps, weight, norm=norm, activation=activation)
+        pieces = _pieces(found, sources, taps, norm if through else None, fast)
+    back: list[Tensor | None] = [None for _ in sources]
+    for (owner, start, stop), piece in zip(taps.runs, pieces, strict=True):
+        whole = sources[owner]
+        if back[owner] is None and stop - start == whole.shape[-1]:
+            back[owner] = piece.clone(memory_format=torch.contiguous_format)
+            continue
+        if back[owner] is None:
+            back[owner] = torch.zeros(whole.shape, dtype=whole.dtype, device=whole.device)
+        back[owner][..., start:stop] += piece  # type: ignore[index]  # made just now
+    made = [
+        torch.zeros(whole.shape, dtype=whole.dtype, device=whole.device) if one is None else one
+        for one, whole in zip(back, sources, strict=True)
+    ]
+    return [*made, found.weight, found.norm_weight, found.norm_bias]
 
 
 def _pieces(found: Gradients, sources: Sequence[Tensor], taps: Taps, norm: Norm | None, fast: bool) -> Iterator[Tensor]:
@@ -129,6 +151,46 @@ def _pieces(found: Gradients, sources: Sequence[Tensor], taps: Taps, norm: Norm 
         level, tilt = scale * found.norm_bias[read], scale * inverse * found.norm_weight[read]
         center = centered if fast else centered_reference
         yield center(piece, sources[owner][..., start:stop], norm.mean[read].to(level.dtype), level, tilt)
+
+
+# Plain torch in single and double precision, by its own fused batch norm, which takes no other mixtures of types.
+
+
+def _torch_takes(source: Tensor, norm: Norm | None) -> bool:
+    dtypes = {part.dtype for part in norm or () if isinstance(part, Tensor)}
+    return source.dtype in (torch.float32, torch.float64) and dtypes <= {source.dtype}
+
+
+def _rows(x: Tensor) -> Tensor:
+    return x.reshape(-1, x.shape[-1])
+
+
+def _normed(x: Tensor, norm: Norm | None) -> Tensor:
+    return x if norm is None else functional.batch_norm(x, norm.mean, norm.var, norm.weight, norm.bias, eps=norm.eps)
+
+
+def _activated(x: Tensor, activation: str, is_ours: bool) -> Tensor:
+    return x.relu_() if activation == "relu" and is_ours else ACTIVATIONS[activation](x)
+
+
+def _torch_backward(
+    grad: Tensor, taken: Tensor, weight: Tensor | None, norm: Norm | None, through: bool, activation: str
+) -> Gradients:
+    """Return the gradients, that of the gathered map with what comes back through its statistics, if any does."""
+    x, given = _rows(taken), _rows(grad)
+    before = _normed(x, norm)
+    read = _activated(before, activation, norm is not None)
+    of_weight = given.new_zeros(0, x.shape[1]) if weight is None else given.T @ read
+    given = given if weight is None else given @ weight
+    given = ACTIVATIONS_BACKWARD[activation](given, read if activation == "relu" else before)  # of relu either will do
+    sums = [x.new_zeros(x.shape[1]) for _ in range(2)]
+    if norm is not None:
+        inverse, whole = torch.rsqrt(norm.var + norm.eps), norm.weight is not None
+        given, *found = torch.ops.aten.native_batch_norm_backward(
+            given, x, norm.weight, norm.mean, norm.var, norm.mean, inverse, through, norm.eps, [True, whole, whole]
+        )
+        sums = found if whole else sums
+    return Gradients(given.view(taken.shape), of_weight, sums[0], sums[1])
 
 
 @_backward.register_fake

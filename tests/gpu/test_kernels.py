@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,11 +19,17 @@ from swkernels import (
     Taps,
     block_sparse_conv2d,
     block_sparse_conv2d_reference,
+    centered,
+    centered_reference,
     gather,
     gather_mm,
+    gather_mm_backward,
+    gather_mm_backward_reference,
     gather_mm_reference,
     gather_reference,
     launch,
+    statistics,
+    statistics_reference,
 )
 
 pytestmark = pytest.mark.skipif(
@@ -148,3 +155,48 @@ def lowered_again(model: nn.Module, x: Tensor, dtype: torch.dtype) -> Tensor:
     lowered = swnet.lower(model.to(dtype), x, backend="triton")
     with torch.inference_mode():
         return lowered(x)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("in_place", [True, False])
+@pytest.mark.parametrize("outputs", [32, 128, 200])
+def test_gather_mm_backward(outputs: int, in_place: bool, dtype: torch.dtype) -> None:
+    taps, source = Taps.of((64, 192), (0, 64)), torch.randn(64, 13, 11, 200, device="cuda", dtype=dtype)
+    weight = (torch.randn(outputs, len(taps), device="cuda") / len(taps) ** 0.5).to(dtype)
+    grad, options = torch.randn(64, 13, 11, outputs, device="cuda", dtype=dtype), {"norm": norm(len(taps)), "activation": "relu"}
+    exact = gather_mm_backward_reference(
+        wide(grad), wide(source), taps, wide(weight), norm=wide(options["norm"]), activation="relu"
+    )
+    plain = gather_mm_backward_reference(grad, source, taps, weight, **options)
+    slabs = [torch.zeros_like(source) if in_place else None for _ in range(2)]
+    found, again = (gather_mm_backward(grad, source, taps, weight, into=slab, **options) for slab in slabs)
+    for one, other in zip(found, again, strict=True):
+        assert torch.equal(one, other)
+    taken = found._replace(source=taps.take([found.source])) if in_place else found
+    for one, other, true in zip(taken, plain, exact, strict=True):
+        check(one, other, true)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_statistics_and_what_comes_back_through_them(dtype: torch.dtype) -> None:
+    source, grad = (torch.randn(64, 28, 28, 72, device="cuda", dtype=dtype)[..., :67] for _ in range(2))
+    mean, var = statistics(source)
+    for one, plain, true in zip((mean, var), statistics_reference(source), statistics_reference(wide(source)), strict=True):
+        check(one, plain, true)
+    exact = centered_reference(wide(grad), wide(source), wide(mean), wide(var), wide(mean))
+    check(centered(grad, source, mean, var, mean), centered_reference(grad, source, mean, var, mean), exact)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_training_step_of_a_lowered_dense_net(dtype: torch.dtype) -> None:
+    """Gradients of the weights: an error at most twice that of the model as it was."""
+    model = seeded(densenet, 0).cuda().to(dtype=dtype, memory_format=torch.channels_last).train()
+    x = torch.randn(16, 3, 32, 32, device="cuda", dtype=dtype).contiguous(memory_format=torch.channels_last)
+    lowered = swnet.lower(model, x, backend="triton", training=True).train()
+    exact = copy.deepcopy(model).double()
+    for one, images in ((model, x), (lowered, x), (exact, x.double())):
+        one(images).float().square().mean().backward()
+    pairs = zip(lowered.parameters(), model.parameters(), exact.parameters(), strict=True)
+    errors = [[(value.grad.double() - true.grad).pow(2).sum().item() for value in (mine, plain)] for mine, plain, true in pairs]
+    ours, theirs = (sum(side) for side in zip(*errors, strict=True))
+    assert ours**0.5 <= 2 * theirs**0.5

@@ -14,6 +14,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 import swnet
+from benchmarks.bench_training import kept_bytes
 from benchmarks.models import densenet, resnet20, seeded
 from swcompile.errors import NothingToDoError
 from swcompile.modules import TRAINING, RewiredModule
@@ -127,7 +128,7 @@ def test_less_is_kept_for_the_backward_pass(kind: str) -> None:
     torch.manual_seed(0)
     model, x = (_dense_block(), torch.randn(2, 256, 14, 14)) if "121" in kind else (seeded(densenet, 0), torch.randn(2, 3, 32, 32))
     ours = in_training(model, x)
-    assert _kept(ours, x) <= (0.25 if "121" in kind else 0.7) * _kept(model.train(), x)
+    assert kept_bytes(ours, x) <= (0.25 if "121" in kind else 0.7) * kept_bytes(model.train(), x.requires_grad_())
 
 
 class _Dense(nn.Module):
@@ -153,23 +154,6 @@ class _Dense(nn.Module):
 
 def _dense_block() -> nn.Module:
     return _Dense()
-
-
-def _kept(module: nn.Module, x: Tensor) -> int:
-    """Return the bytes that a forward pass keeps for the backward pass, parameters aside, memory that is shared counted once."""
-    storages: dict[int, int] = {}
-    own = {value.untyped_storage().data_ptr() for value in module.parameters()}
-
-    def keep(value: Tensor) -> Tensor:
-        storage = value.untyped_storage()
-        if storage.data_ptr() not in own:
-            storages[storage.data_ptr()] = storage.nbytes()
-        return value
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value):
-        made = module(x.requires_grad_())
-    assert made.requires_grad
-    return sum(storages.values())
 
 
 def frozen(model: nn.Module) -> None:

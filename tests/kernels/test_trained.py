@@ -80,6 +80,15 @@ def test_gradcheck() -> None:
     assert torch.autograd.gradcheck(whole, tuple(given.values()), fast_mode=True)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("product", [True, False])
+def test_what_follows_may_write_into_the_result(product: bool, dtype: torch.dtype) -> None:
+    given = {name: value for name, value in parameters(dtype).items() if product or name not in ("weight", "bias")}
+    for mode in ("batch", "none"):
+        by_us(given, "none", mode, (torch.zeros(1), torch.ones(1))).movedim(-1, 1).relu_().sum().backward()
+    assert all(value.grad is not None for value in given.values())
+
+
 def test_in_plain_torch_on_request(launched: list[str]) -> None:
     given = parameters(torch.float32)
     found = by_us(given, "relu", "batch", (torch.zeros(1), torch.ones(1)), by_kernel=False)
