@@ -107,6 +107,29 @@ def test_what_is_written_as_a_module_is_rewired_pruned_and_lowered() -> None:
         torch.testing.assert_close(lowered(x), model(x), rtol=1e-4, atol=1e-5)
 
 
+class Counts(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = 0
+        self.seen: list[torch.Size] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        self.seen.append(x.shape)
+        return x
+
+
+def test_a_module_that_keeps_something_stays_one_call() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 64, 1), Counts(), nn.Conv2d(64, 64, 1), nn.ReLU(), nn.Conv2d(64, 64, 1), nn.Conv2d(64, 4, 1))
+    rewired = swnet.transform(model, torch.randn(2, 3, 8, 8), p=0.3)
+    counts = rewired.get_submodule("1")
+    assert (counts.calls, counts.seen) == (0, [])
+    for _ in range(2):
+        rewired(torch.randn(2, 3, 8, 8))
+    assert (counts.calls, len(counts.seen)) == (2, 2)
+    assert "1 stays as it is" in str(swnet.ledger(rewired))
+
+
 def test_a_module_with_a_parameter_and_no_layer_stays_one_call() -> None:
     graph = captures(nn.Sequential(nn.Conv2d(3, 4, 1), Scale(), nn.Conv2d(4, 4, 1))).train_graph
     assert [node.target for node in graph.nodes if node.op == "call_module"] == ["0", "1", "2"]
