@@ -226,7 +226,8 @@ def _left_of(traced: Traced, plan: Plan) -> tuple[dict[str, Tensor], dict[str, T
     """Return what the plan leaves of the reference's gradients and buffers: those are cut just as weights are."""
     grads: dict[int, Any] = {}  # a copy of all weights would only be written over, and there are three more in memory
     for parameter in traced.root.parameters():
-        grads[id(parameter)] = nn.Parameter(torch.zeros_like(parameter) if parameter.grad is None else parameter.grad)
+        gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        grads[id(parameter)] = nn.Parameter(gradient, requires_grad=parameter.requires_grad)
     cut = replace(traced, root=copy.deepcopy(traced.root, grads))
     fit_modules(cut, plan)
     return {key: value.detach() for key, value in cut.root.named_parameters()}, dict(cut.root.named_buffers())

@@ -212,6 +212,19 @@ class _Program:
     lowered: Lowered
     run: Callable[..., Any] | None
     around: tuple[nn.Module, ...]
+    kinds: tuple[type[nn.Module], ...]
+
+    def stands(self, root: nn.Module) -> bool:
+        """Say whether the modules that it does without are still those that it was made for, of their kind, and not patched.
+
+        Compiled code guards that by itself.
+        """
+        if torch.compiler.is_compiling():
+            return True
+        return all(
+            _submodule(root, path) is one and type(one) is kind and "forward" not in vars(one)
+            for path, one, kind in zip(self.lowered.bypassed, self.around, self.kinds, strict=True)
+        )
 
 
 class RewiredModule(fx.GraphModule):
@@ -314,11 +327,13 @@ class RewiredModule(fx.GraphModule):
         if self.training:
             program = self._programs.get(TRAINING)
             fits = program is not None and not kwargs and self.lowering.takes_in_training(args)
-            return program.run if program is not None and fits and _may_be_trained(program.around) else None
+            may = program is not None and fits and _may_be_trained(program.around) and program.stands(self)
+            return program.run if program is not None and may else None
         if not _may_be_lowered(self, (), args, kwargs):
             return None
         program = self._program(args, kwargs)
-        return program.run if program is not None and _may_be_lowered(self, program.around, args, kwargs) else None
+        may = program is not None and _may_be_lowered(self, program.around, args, kwargs) and program.stands(self)
+        return program.run if program is not None and may else None
 
     def _program(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> _Program | None:
         """Return the program for a call, made now where it is the first of its kind; None where the call runs as it is."""
@@ -345,7 +360,8 @@ class RewiredModule(fx.GraphModule):
         return self._program_of(self.lowering.program(self, args))
 
     def _program_of(self, made: Lowered) -> _Program:
-        return _Program(made, self._forward_of(made.graph), tuple(self.get_submodule(path) for path in made.bypassed))
+        around = tuple(self.get_submodule(path) for path in made.bypassed)
+        return _Program(made, self._forward_of(made.graph), around, tuple(type(one) for one in around))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> RewiredModule:
         made = type(self).__new__(type(self))
@@ -374,13 +390,24 @@ def _may_be_lowered(module: nn.Module, around: Sequence[nn.Module], args: Sequen
     return not any(value.requires_grad for value in (*given, *module.parameters()))
 
 
+def _submodule(root: nn.Module, path: str) -> nn.Module | None:
+    """Return the module at a path, or None where there is none."""
+    found: nn.Module | None = root
+    for name in path.split("."):
+        found = getattr(found, name, None)
+    return found
+
+
 def _may_be_trained(around: Sequence[nn.Module]) -> bool:
     """Say whether a call in train mode may take the lowered graph, which does without the modules `around` it.
 
     Not under autocast, nor inside torch.func, torch.jit.trace or torch.export, which take operators apart that it consists of.
     """
-    taken_apart = torch._C._functorch.peek_interpreter_stack() is not None or torch._C._get_tracing_state() is not None
-    return not (_is_autocast() or taken_apart or torch.compiler.is_exporting() or any(_has_hooks(one) for one in around))
+    if torch.compiler.is_compiling():  # which answers the other questions as if it were taken apart
+        taken_apart = torch.compiler.is_exporting()
+    else:
+        taken_apart = torch._C._functorch.peek_interpreter_stack() is not None or torch._C._get_tracing_state() is not None
+    return not (_is_autocast() or taken_apart or any(_has_hooks(one) for one in around))
 
 
 def _is_autocast() -> bool:

@@ -39,7 +39,7 @@ def train(
 ) -> Tensor:
     """Gather, norm, activate and multiply, where there is a weight. A norm in train mode moves its running statistics along."""
     taps, matrix = Taps.of_flat(runs), None if weight is None else weight.flatten(1)
-    through = norm is not None and norm.training
+    through = norm is not None and (norm.training or norm.running_mean is None)
     how = _by_the_batch(maps, taps, taken, norm) if through else None if norm is None else _as_they_stand(norm)
     made = trained_gather_mm(maps, taps, matrix, norm=how, through=through, activation=activation, bias=bias, by_kernel=by_kernel)
     return channels_back(made, axis)
@@ -55,7 +55,7 @@ def _by_the_batch(maps: Sequence[Tensor], taps: Taps, taken: Sequence[Statistics
     rows = maps[0].numel() // maps[0].shape[-1]
     if rows == 1:
         raise ValueError(f"Expected more than 1 value per channel when training, got input size {tuple(maps[0].shape)}")
-    if norm.track_running_stats:
+    if norm.training and norm.track_running_stats:
         _track(norm, mean, var * (rows / (rows - 1)))
     return Norm(mean, var, norm.weight, norm.bias, norm.eps)
 
@@ -67,5 +67,7 @@ def _track(norm: Any, mean: Tensor, var: Tensor) -> None:
         if count is not None:
             count.add_(1)
         share = norm.momentum if norm.momentum is not None else 1.0 / float(count) if count is not None else 0.0
+        if norm.running_mean is None:
+            return
         norm.running_mean.mul_(1 - share).add_(mean.to(norm.running_mean.dtype), alpha=share)
         norm.running_var.mul_(1 - share).add_(var.to(norm.running_var.dtype), alpha=share)

@@ -32,7 +32,8 @@ from torch.amp.autocast_mode import _enter_autocast, _exit_autocast
 from torch.fx import _symbolic_trace
 from torch.utils.checkpoint import CheckpointFunction
 
-from swcompile.trace.attributes import HOOKS, attributes, changed, held
+from swcompile.trace.attributes import HOOKS
+from swcompile.trace.functions import is_function
 from swcompile.trace.layers import LAYER_TYPES, LEFT, modules_with_layers
 from swcompile.trace.lines import WHERE, is_users, user_line
 from swcompile.trace.purify import PURE_OPERATORS, WRITES
@@ -144,7 +145,7 @@ def leave_grad_mode(before: bool) -> None:
 
 
 class LayerTracer(fx.Tracer):
-    """Enter a module only if a layer lies inside, or if it is code alone: no parameters, no buffers, no attribute that it assigns.
+    """Enter a module only if a layer lies inside, or if it is a plain function (swcompile.trace.functions).
 
     Everything else stays a call: fewer models fail to trace, norms keep their buffers, and modules go on following `.train()`.
     `fixed` are arguments that keep their value: control flow may ask for it, and the graph refuses another. `leaves` are paths of
@@ -247,15 +248,7 @@ class LayerTracer(fx.Tracer):
             return self._call_unheld(m, forward, args, kwargs)
         if self.recording and is_compiled(m):  # followed as if it were not: the result can be compiled as a whole
             return m._modules["_orig_mod"](*args, **kwargs)  # type: ignore[misc]  # is there
-        if id(m) in self._holders or self.is_leaf_module(m, self.path_of_module(m)):
-            return super().call_module(m, forward, args, kwargs)
-        before = held(m)
-        with attributes(m):  # as it was, for the call that it stays then
-            made = super().call_module(m, forward, args, kwargs)
-            kept = changed(m, before)
-        if kept:
-            raise UntraceableError(f"it assigns {kept[0]}")
-        return made
+        return super().call_module(m, forward, args, kwargs)
 
     def _call_unheld(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """Follow a module that the model does not hold, such as nn.ReLU()(x) in a forward, as the function that it is."""
@@ -280,7 +273,7 @@ class LayerTracer(fx.Tracer):
     def _is_code_alone(self, module: nn.Module, path: str) -> bool:
         """Say whether a module of the user's is a function: a concat, a sum, an activation, without any state."""
         stateless = next(module.parameters(), None) is None and next(module.buffers(), None) is None
-        return stateless and not super().is_leaf_module(module, path)
+        return stateless and not super().is_leaf_module(module, path) and is_function(module)
 
     def _reason_to_stay(self, module: nn.Module, path: str) -> str | None:
         if path in self._leaves:

@@ -70,6 +70,7 @@ def test_every_architecture_trains_alike(name: str, layout: torch.memory_format)
         if isinstance(one, nn.BatchNorm2d):
             one.bias.data.normal_()
     ours = in_training(model, x)
+    assert bool(runs_lowered(ours)) == (not name.startswith("unet")), "a unet's concats meet a 3x3 convolution at once"
     for _ in range(2):
         same(ours, model, x)
     ours.eval(), model.eval()
@@ -239,14 +240,76 @@ def test_compiles_copies_and_pickles() -> None:
     ours = in_training(model, X.double())
     again = pickle.loads(pickle.dumps(copy.deepcopy(ours)))
     assert runs_lowered(again)
-    compiled = copy.deepcopy(ours)
-    found = torch.compile(compiled, backend="aot_eager", fullgraph=True)(X.double())
+    compiled, seen = copy.deepcopy(ours), []
+
+    def noting(graph: torch.fx.GraphModule, inputs: Any) -> Any:
+        seen.extend(str(node.target) for node in graph.graph.nodes)
+        return aot_eager(graph, inputs)
+
+    aot_eager = torch._dynamo.lookup_backend("aot_eager")
+    found = torch.compile(compiled, backend=noting, fullgraph=True)(X.double())
+    assert sum("trained_gather_mm" in target for target in seen) == 10
     found.square().sum().backward()
     same(again, model, X.double())
     for mine, theirs in zip(compiled.parameters(), model.parameters(), strict=True):
         torch.testing.assert_close(mine.grad, theirs.grad, rtol=1e-9, atol=1e-9)
     for mine, theirs in zip(compiled.buffers(), model.buffers(), strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-9, atol=1e-9)
+
+
+def _patched(model: nn.Module) -> None:
+    conv = model.get_submodule("1.layer2.conv1")
+    plain = conv.forward
+    conv.forward = lambda x: 2 * plain(x)  # type: ignore[method-assign]
+
+
+def _replaced(model: nn.Module) -> None:
+    model.get_submodule("1.layer2").norm1 = nn.GroupNorm(4, 32).double()  # type: ignore[assignment]
+
+
+def _converted(model: nn.Module) -> None:
+    model.get_submodule("1.layer2.norm1").__class__ = Doubling
+
+
+class Doubling(nn.BatchNorm2d):
+    def forward(self, input: Tensor) -> Tensor:
+        return 2 * super().forward(input)
+
+
+def _without_statistics(model: nn.Module) -> None:
+    norm: Any = model.get_submodule("1.layer2.norm1")
+    norm.running_mean = norm.running_var = None
+
+
+@pytest.mark.parametrize("change", [_patched, _replaced, _converted, _without_statistics])
+def test_a_module_that_is_changed_after_lowering_is_not_bypassed(change: Callable[[nn.Module], None]) -> None:
+    torch.manual_seed(0)
+    model = bottlenecked().double()
+    ours = in_training(model, X.double())
+    torch.manual_seed(0)
+    change(ours)
+    torch.manual_seed(0)
+    change(model)
+    ours.load_state_dict(model.state_dict())
+    same(ours, model, X.double())
+
+
+class ViewedLater(nn.Module):
+    """Goes by strides two steps behind a site, in train mode only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.n, self.c = nn.Conv2d(3, 8, 1), nn.BatchNorm2d(11), nn.Conv2d(11, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.c(torch.relu(self.n(torch.cat([x, self.a(x)], 1))))
+        y = torch.tanh(y)
+        return y.view(y.size(0), -1) if self.training else y.flatten(1)
+
+
+def test_what_goes_by_strides_further_on_is_left_alone() -> None:
+    model, x = ViewedLater().double(), torch.randn(4, 3, 5, 6).double()
+    same(in_training(model, x), model, x)
 
 
 def test_auto_leaves_training_alone_and_says_why() -> None:
