@@ -301,7 +301,10 @@ class RewiredModule(fx.GraphModule):
                 run = module._lowered_run(args, kwargs) or run
             return run(module, *args, **kwargs)
 
-        type(self).forward = forward
+        # Of its own code: torch.compile allows one code eight compilations, and all modules would share them.
+        own: Any = forward
+        own.__code__ = own.__code__.replace()
+        type(self).forward = own
         return code
 
     def _forward_of(self, graph: fx.Graph | None) -> Callable[..., Any] | None:

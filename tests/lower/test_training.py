@@ -312,6 +312,24 @@ def test_what_goes_by_strides_further_on_is_left_alone() -> None:
     same(in_training(model, x), model, x)
 
 
+def test_many_modules_compile_in_one_process() -> None:
+    """Torch compiles one code eight times at most, so each has its own."""
+    for width in range(10):
+        layers = [nn.Linear(4, 4 + width), nn.BatchNorm1d(8 + width), nn.Linear(8 + width, 3)]
+        module = in_training(_Joined(*layers), torch.randn(5, 4))
+        torch.compile(module, backend="eager", fullgraph=True)(torch.randn(5, 4))
+
+
+class _Joined(nn.Module):
+    def __init__(self, first: nn.Module, norm: nn.Module, last: nn.Module) -> None:
+        super().__init__()
+        self.first, self.norm, self.last = first, norm, last
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.last(torch.relu(self.norm(torch.cat([x, self.first(x)], 1))))
+        return out
+
+
 def test_auto_leaves_training_alone_and_says_why() -> None:
     ours = swnet.lower(bottlenecked(), X, training=True)
     told = str(swnet.ledger(ours))
