@@ -122,12 +122,13 @@ def _backward(
     back: list[Tensor | None] = [None for _ in sources]
     for (owner, start, stop), piece in zip(taps.runs, pieces, strict=True):
         whole = sources[owner]
-        if back[owner] is None and stop - start == whole.shape[-1]:
+        into = back[owner]
+        if into is None and stop - start == whole.shape[-1]:
             back[owner] = piece.clone(memory_format=torch.contiguous_format)
             continue
-        if back[owner] is None:
-            back[owner] = torch.zeros(whole.shape, dtype=whole.dtype, device=whole.device)
-        back[owner][..., start:stop] += piece  # type: ignore[index]  # made just now
+        if into is None:
+            into = back[owner] = torch.zeros(whole.shape, dtype=whole.dtype, device=whole.device)
+        into[..., start:stop] += piece
     made = [
         torch.zeros(whole.shape, dtype=whole.dtype, device=whole.device) if one is None else one
         for one, whole in zip(back, sources, strict=True)
@@ -205,7 +206,7 @@ def _(grad: Tensor, sources: Sequence[Tensor], runs: Sequence[int], *more: Any) 
 def _saved(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     sources, runs, mean, var, norm_weight, norm_bias, eps, through, activation, weight, bias, by_kernel = inputs
     ctx.save_for_backward(*sources, weight, mean, var, norm_weight, norm_bias)
-    ctx.runs, ctx.options, ctx.count = runs, (eps, through, activation, by_kernel), len(sources)
+    ctx.runs, ctx.options = runs, (eps, through, activation, by_kernel)
     ctx.bias = None if bias is None else bias.dtype
 
 

@@ -103,17 +103,18 @@ class Lowering:
             plain = tuple(Choice(name_of(site), "plain") for site in sites)
             return Lowered(None, (), Choices(call, "what training would take has been timed on no device yet", plain))
         made, bypassed = trained(graph, shell, sites, by_kernel=self.backend == "triton")
+        why = "as asked"
         try:
             if made is not None:
                 with _disable_current_modes():
                     shaped(copy.deepcopy(made), shell, example)
-        except SwnetError:  # what follows goes by the strides of what a site made, further on than find_sites looks
-            made, bypassed = None, ()
+        except SwnetError as error:  # what follows goes by the strides of what a site made, further on than find_sites looks
+            made, bypassed, why = None, (), f"lowered, it does not run: {error}"
         forms = (self.backend if site.steps and made is not None else "plain" for site in sites)
         return Lowered(
             made,
             bypassed,
-            Choices(call, "as asked", tuple(Choice(name_of(site), form) for site, form in zip(sites, forms, strict=True))),
+            Choices(call, why, tuple(Choice(name_of(site), form) for site, form in zip(sites, forms, strict=True))),
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dis
 import inspect
+from collections.abc import Sequence
 from types import CodeType, FunctionType
 from typing import Any
 
@@ -29,26 +30,25 @@ def is_function(module: nn.Module) -> bool:
         return False
     if any(type(value) is not int for name, value in vars(module).items() if name not in _OWN) or module._modules:
         return False
-    return _is_straight(forward.__code__) and all(_is_torchs(name, forward, kind) for name in forward.__code__.co_names)
+    steps = list(dis.get_instructions(forward.__code__))
+    return _is_straight(forward.__code__, steps) and all(_reads_torch_alone(step, forward, kind) for step in steps)
 
 
-def _is_straight(code: CodeType) -> bool:
+def _is_straight(code: CodeType, steps: Sequence[dis.Instruction]) -> bool:
     if code.co_freevars or code.co_cellvars or any(isinstance(constant, CodeType) for constant in code.co_consts):
         return False
     if code.co_flags & (inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR):
         return False
     jumps = {*dis.hasjrel, *dis.hasjabs}
-    return not any(
-        step.opcode in jumps or step.opname in _WRITES or step.opname.startswith("IMPORT") for step in dis.get_instructions(code)
+    return not any(step.opcode in jumps or step.opname in _WRITES or step.opname.startswith("IMPORT") for step in steps)
+
+
+def _reads_torch_alone(step: dis.Instruction, forward: FunctionType, kind: type) -> bool:
+    """Say whether an instruction reads, by name, no more than what torch has, or an attribute of a value that a graph follows."""
+    if step.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
+        found: Any = forward.__globals__.get(step.argval)  # builtins are not there: setattr, print, next
+        home = found.__name__ if inspect.ismodule(found) else getattr(found, "__module__", None)
+        return home is not None and (home + ".").startswith(f"{torch.__name__}.")
+    return ("ATTR" not in step.opname and "METHOD" not in step.opname) or (
+        step.argval not in _TOLD and step.argval not in vars(kind)
     )
-
-
-def _is_torchs(name: str, forward: FunctionType, kind: type) -> bool:
-    """Say whether a name that code uses is a module or function of torch, or an attribute of a value."""
-    if name in _TOLD or name in vars(kind):
-        return False
-    if name not in forward.__globals__:
-        return name != "print"
-    found: Any = forward.__globals__[name]
-    home = found.__name__ if inspect.ismodule(found) else getattr(found, "__module__", None)
-    return home is not None and (home + ".").startswith(f"{torch.__name__}.")

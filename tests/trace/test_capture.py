@@ -153,6 +153,12 @@ def helped(x: Tensor) -> Tensor:
     return x if x.shape[0] > 1 else -x
 
 
+class Sets(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        setattr(x, "seen", True)  # noqa: B010  # a write that is a call
+        return x * 1
+
+
 class Helped(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return helped(x)
@@ -162,7 +168,7 @@ class Helped(nn.Module):
     ("module", "followed"),
     [
         *((made, True) for made in (Swish(), Axis())),
-        *((made, False) for made in (Counts(), Align(), Noise(), Divide(), Halved(), Helped(), Odd())),
+        *((made, False) for made in (Counts(), Align(), Noise(), Divide(), Halved(), Helped(), Sets(), Odd())),
     ],
 )
 def test_only_plain_functions_are_followed(module: nn.Module, followed: bool) -> None:
