@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import functools
 import importlib
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +24,7 @@ from torch.utils._pytree import tree_leaves
 from swcompile.choices import Choices
 from swcompile.trace.rules import declare, same
 
+_NUMBERS = itertools.count()
 _Pools = dict[int, Callable[..., Tensor]]
 _MAX_POOL: _Pools = {1: functional.max_pool1d, 2: functional.max_pool2d, 3: functional.max_pool3d}
 _AVG_POOL: _Pools = {1: functional.avg_pool1d, 2: functional.avg_pool2d, 3: functional.avg_pool3d}
@@ -301,9 +303,10 @@ class RewiredModule(fx.GraphModule):
                 run = module._lowered_run(args, kwargs) or run
             return run(module, *args, **kwargs)
 
-        # Of its own code: torch.compile allows one code eight compilations, and all modules would share them.
+        # Of its own code, by object and by name: torch.compile allows one code eight compilations, and takes what differs
+        # between calls of one name for dynamic; all modules would share both.
         own: Any = forward
-        own.__code__ = own.__code__.replace()
+        own.__code__ = own.__code__.replace(co_name=f"forward_{next(_NUMBERS)}")
         type(self).forward = own
         return code
 

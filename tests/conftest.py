@@ -5,9 +5,29 @@ from __future__ import annotations
 import os
 from typing import Any
 
+import hypothesis
 import pytest
+import torch
 
 os.environ.setdefault("TRITON_INTERPRET", "1")
+
+
+class TorchRandom:
+    """Torch's random numbers, in the terms of Python's: what Hypothesis needs to draw a failing example's again."""
+
+    seed = staticmethod(torch.manual_seed)
+    getstate = staticmethod(torch.get_rng_state)
+    setstate = staticmethod(torch.set_rng_state)
+
+
+TORCH_RANDOM = TorchRandom()  # Hypothesis holds it weakly
+hypothesis.register_random(TORCH_RANDOM)
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """Start every test at the same random numbers, whichever ran before it."""
+    torch.manual_seed(0)
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
 from pathlib import Path
 from typing import Any
 
@@ -160,7 +159,7 @@ def test_gradients_are_watched_only_for_the_step_that_rewires() -> None:
     assert watched == [False, True, False, True, False, False]
 
 
-def _rank(rank: int, folder: str) -> None:
+def _rank(rank: int, folder: str, done: Any) -> None:
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
     net = model()
@@ -168,14 +167,16 @@ def _rank(rank: int, folder: str) -> None:
     optimizer = optimizer_of(net)
     train(wrapped, optimizer, swnet.Rewirer(optimizer, net, every=2, until=9), 7, X[rank * 4 : rank * 4 + 4])
     torch.save({name: mask.int() for name, mask in masks(net).items()}, f"{folder}/{rank}.pt")
+    done.wait(240)  # gloo aborts a process whose peer is gone before all has reached it
     torch.distributed.destroy_process_group()
 
 
 @pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="this torch has no gloo")
-def test_ranks_decide_alike(tmp_path: Path) -> None:
+def test_ranks_decide_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     context = torch.multiprocessing.get_context("spawn")
-    os.environ["OMP_NUM_THREADS"] = "1"
-    ranks = [context.Process(target=_rank, args=(rank, str(tmp_path))) for rank in range(2)]
+    done = context.Barrier(2)
+    ranks = [context.Process(target=_rank, args=(rank, str(tmp_path), done)) for rank in range(2)]
     for process in ranks:
         process.start()
     for process in ranks:

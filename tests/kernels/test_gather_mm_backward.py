@@ -24,12 +24,21 @@ def drawn(taps: Taps, outputs: int, rows: tuple[int, ...], dtype: torch.dtype, c
     return torch.randn(*rows, outputs).to(dtype), source, (torch.randn(outputs, len(taps)) / outputs**0.5).to(dtype)
 
 
-def agree(found: Gradients, expected: Gradients) -> bool:
-    """Compare all gradients; sums of half-precision maps are of values that were rounded alike, but to the type of the map."""
-    ways = zip(found, expected, strict=True)
-    if found.source.dtype == torch.float32:
-        return all(close(one, other) for one, other in ways)
-    return all(torch.allclose(one.float(), other.float(), rtol=1e-2, atol=2e-2) for one, other in ways)
+def agree(found: Gradients, grad: Tensor, maps: Tensor | list[Tensor], taps: Taps, weight: Tensor, **options: Any) -> bool:
+    """Compare all gradients with the reference's.
+
+    In single precision with the reference in double: torch's gelu is off by more than the kernels are. Sums of half-precision
+    maps are of values that were rounded alike, but to the type of the map.
+    """
+    if found.source.dtype != torch.float32:
+        ways = zip(found, gather_mm_backward_reference(grad, maps, taps, weight, **options), strict=True)
+        return all(torch.allclose(one.float(), other.float(), rtol=1e-2, atol=2e-2) for one, other in ways)
+    if (norm := options.get("norm")) is not None:
+        options["norm"] = Norm(*(each.double() if isinstance(each, Tensor) else each for each in norm))
+    exact = maps.double() if isinstance(maps, Tensor) else [one.double() for one in maps]
+    expected = gather_mm_backward_reference(grad.double(), exact, taps, weight.double(), **options)
+    terms = (1, 1, grad[..., 0].numel(), grad[..., 0].numel())
+    return all(close(one, other, of) for one, other, of in zip(found, expected, terms, strict=True))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -44,7 +53,7 @@ def test_the_kernels_agree_with_the_reference(
     options: dict[str, Any] = {"norm": norm(len(taps)), "activation": "relu"} if whole else {}
     with watched() as watch:
         found = gather_mm_backward(grad, source, taps, weight, **options)
-    assert agree(found, gather_mm_backward_reference(grad, source, taps, weight, **options))
+    assert agree(found, grad, source, taps, weight, **options)
     assert not watch.faults
     assert launched == ["_data_gradient", "_weight_gradient"]
 
@@ -56,7 +65,7 @@ def test_every_activation(normed: bool, activation: str) -> None:
     grad, source, weight = drawn(taps, 20, (9,), torch.float32)
     options = {"activation": activation, "norm": norm(len(taps)) if normed else None}
     found = gather_mm_backward(grad, 3 * source, taps, weight, **options)
-    assert agree(found, gather_mm_backward_reference(grad, 3 * source, taps, weight, **options))
+    assert agree(found, grad, 3 * source, taps, weight, **options)
 
 
 @pytest.mark.parametrize("name", SHIPPED)
@@ -76,7 +85,7 @@ def test_rows_are_split_among_programs_and_summed(monkeypatch: pytest.MonkeyPatc
     grad, source, weight = drawn(taps, 20, (150,), torch.float32)
     with watched() as watch:
         found = gather_mm_backward(grad, source, taps, weight, **options)
-    assert agree(found, gather_mm_backward_reference(grad, source, taps, weight, **options))
+    assert agree(found, grad, source, taps, weight, **options)
     assert not watch.faults
 
 
@@ -91,7 +100,7 @@ def test_any_shape(data: st.DataObject) -> None:
     grad, source, weight = drawn(taps, outputs, (rows,), torch.float32, channels)
     with watched() as watch:
         found = gather_mm_backward(grad, source, taps, weight, **options)
-    assert agree(found, gather_mm_backward_reference(grad, source, taps, weight, **options))
+    assert agree(found, grad, source, taps, weight, **options)
     assert not watch.faults
 
 
@@ -104,7 +113,7 @@ def test_maps_that_lie_apart(dtype: torch.dtype) -> None:
     options: dict[str, Any] = {"norm": norm(len(taps)), "activation": "relu"}
     with watched(*maps) as watch:
         found = gather_mm_backward(grad, maps, taps, weight, **options)
-    assert agree(found, gather_mm_backward_reference(grad, maps, taps, weight, **options))
+    assert agree(found, grad, maps, taps, weight, **options)
     assert not watch.faults
 
 
@@ -127,7 +136,7 @@ def test_what_comes_back_is_added_where_the_channels_lie(
         found = gather_mm_backward(grad, source, taps, weight, into=slab[..., 5:55], **options)
     assert close(slab[..., 5:55], expected)
     assert found.source.data_ptr() == slab[..., 5:55].data_ptr()
-    assert agree(found._replace(source=alone.source), alone)
+    assert agree(found._replace(source=alone.source), grad, source, taps, weight, **options)
     assert torch.equal(slab[..., :5], kept[..., :5])
     assert torch.equal(slab[..., 55:], kept[..., 55:])
     assert not watch.faults

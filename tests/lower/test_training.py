@@ -315,11 +315,18 @@ def test_what_goes_by_strides_further_on_is_left_alone() -> None:
 
 
 def test_many_modules_compile_in_one_process() -> None:
-    """Torch compiles one code eight times at most, so each has its own."""
+    """Torch compiles one code eight times at most, and makes dynamic what differs between its calls, so each has its own."""
+    sizes: list[Any] = []
+
+    def noting(graph: torch.fx.GraphModule, inputs: Any) -> Any:
+        sizes.extend(size for value in inputs for size in (value.shape if isinstance(value, Tensor) else [value]))
+        return graph.forward
+
     for width in range(10):
         layers = [nn.Linear(4, 4 + width), nn.BatchNorm1d(8 + width), nn.Linear(8 + width, 3)]
         module = in_training(_Joined(*layers), torch.randn(5, 4))
-        torch.compile(module, backend="eager", fullgraph=True)(torch.randn(5, 4))
+        torch.compile(module, backend=noting, fullgraph=True)(torch.randn(5 + width, 4))
+    assert {type(size) for size in sizes} == {int}
 
 
 class _Joined(nn.Module):
