@@ -354,7 +354,8 @@ def lower(model: nn.Module, example_inputs: object = None, *, backend: str = "au
 
     Maps that layers gather from are written once, as they are made, into a slab with channels last, or are left where they are;
     gather, norm, activation and a 1x1 convolution or linear layer behind it (with norm and activation) run as one, and that concat
-    is never made. In train mode, under autocast, and where a gradient is asked for, the model runs as before: call it under
+    is never made. A layer masked in tiles (wiring "tile") runs over what its clusters of outputs read, which saves as much work as
+    it has masked. In train mode, under autocast, and where a gradient is asked for, the model runs as before: call it under
     torch.no_grad() or torch.inference_mode(). Its modules, its state dict and what it computes are the same, up to the rounding of
     another order of sums. Left alone are concats whose values are written in place, or leave the model, or meet `.view`, and
     modules with hooks. `swnet.save` does not keep it: lower what `swnet.load` returns.
@@ -369,7 +370,8 @@ def lower(model: nn.Module, example_inputs: object = None, *, backend: str = "au
     for the backward pass but the maps that it reads, and computes the rest anew there; the statistics of a map are taken once for
     all that read it. It computes what the model does, gradients and running statistics among it, in less memory, and in plain torch
     not in less time. "auto" leaves train mode alone: nothing is known yet of what it would take. Gradients cannot be differentiated
-    again. Norms over processes (SyncBatchNorm), modules with hooks, autocast and torch.func run as before.
+    again. Dropout behind a lowered layer drops as much, but elsewhere: it draws by the layout of a map. Norms over processes
+    (SyncBatchNorm), masked layers, modules with hooks, autocast and torch.func run as before.
 
     Args:
         model: what `transform` made, or any model that it takes; that is then traced, and nothing else is changed.
@@ -385,12 +387,13 @@ def lower(model: nn.Module, example_inputs: object = None, *, backend: str = "au
     if backend not in BACKENDS:
         raise SwnetError(f"There is no backend {backend!r}; there are {', '.join(BACKENDS)}.")
     module = model if isinstance(model, RewiredModule) else transform(model, example_inputs, p=0.0)
-    made = module.with_lowering(Lowering(backend, record(module).example, training))
+    lowering = Lowering(backend, record(module).example, training)
+    made = module.with_lowering(lowering)
     first = made.programs[0]
     if not first.choices or not first.choices.gathers:
         raise NothingToDoError("There is nothing to lower: no layer reads a concat of feature maps along its channels.")
     if first.graph is not None:
-        shaped(copy.deepcopy(first.graph), made.shell(), record(module).example)  # it runs, or says what does not fit
+        shaped(copy.deepcopy(first.graph), made.shell(), lowering.example_of(made))  # it runs, or says what does not fit
     return made
 
 

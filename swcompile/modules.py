@@ -215,17 +215,20 @@ class _Program:
     run: Callable[..., Any] | None
     around: tuple[nn.Module, ...]
     kinds: tuple[type[nn.Module], ...]
+    masks: tuple[tuple[Tensor | None, int], ...]
 
     def stands(self, root: nn.Module) -> bool:
         """Say whether the modules that it does without are still those that it was made for, of their kind, and not patched.
+
+        So must be their masks, since what they let through was taken into the program.
 
         Compiled code guards that by itself.
         """
         if torch.compiler.is_compiling():
             return True
         return all(
-            _submodule(root, path) is one and type(one) is kind and "forward" not in vars(one)
-            for path, one, kind in zip(self.lowered.bypassed, self.around, self.kinds, strict=True)
+            _submodule(root, path) is one and type(one) is kind and "forward" not in vars(one) and _is_masked_by(one, *mask)
+            for path, one, kind, mask in zip(self.lowered.bypassed, self.around, self.kinds, self.masks, strict=True)
         )
 
 
@@ -356,18 +359,29 @@ class RewiredModule(fx.GraphModule):
         return programs[key]
 
     def _apply(self, fn: Any, recurse: bool = True) -> RewiredModule:
-        """Move or convert the module; what was chosen for another device or dtype is forgotten."""
+        """Move or convert the module; what was chosen for another device or dtype, or by masks that lay there, is forgotten."""
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        if self.lowering is not None and self.lowering.backend == "auto":
+        if self.lowering is not None and (self.lowering.backend == "auto" or self._has_masks()):
             self.recompile()
         return self
+
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """Load a state dict, as nn.Module does, and lower anew what goes by masks."""
+        loaded = super().load_state_dict(*args, **kwargs)
+        if self.lowering is not None and self._has_masks():
+            self.recompile()
+        return loaded
+
+    def _has_masks(self) -> bool:
+        return any(_mask_of(module)[0] is not None for module in self.modules())
 
     def _lowered_for(self, args: tuple[Any, ...] | None) -> _Program:
         return self._program_of(self.lowering.program(self, args))
 
     def _program_of(self, made: Lowered) -> _Program:
         around = tuple(self.get_submodule(path) for path in made.bypassed)
-        return _Program(made, self._forward_of(made.graph), around, tuple(type(one) for one in around))
+        kinds, masks = tuple(type(one) for one in around), tuple(_mask_of(one) for one in around)
+        return _Program(made, self._forward_of(made.graph), around, kinds, masks)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> RewiredModule:
         made = type(self).__new__(type(self))
@@ -394,6 +408,17 @@ def _may_be_lowered(module: nn.Module, around: Sequence[nn.Module], args: Sequen
         return True
     given = (value for value in tree_leaves((tuple(args), dict(kwargs))) if isinstance(value, Tensor))
     return not any(value.requires_grad for value in (*given, *module.parameters()))
+
+
+def _mask_of(module: nn.Module) -> tuple[Tensor | None, int]:
+    """Return a masked layer's mask, and how often it was written to, where torch keeps count of that."""
+    mask = module._buffers.get("mask")
+    return mask, 0 if mask is None or mask.is_inference() else mask._version
+
+
+def _is_masked_by(module: nn.Module, mask: Tensor | None, writes: int) -> bool:
+    found, count = _mask_of(module)
+    return found is mask and count == writes
 
 
 def _submodule(root: nn.Module, path: str) -> nn.Module | None:

@@ -19,6 +19,7 @@ from swcompile.lower.rates import Rates
 from swcompile.lower.regions import Region, lay_out_regions
 from swcompile.lower.sites import Site, concats_of
 from swcompile.trace.shapes import spec_of
+from swkernels import Support
 from swkernels.taps import AT_ONCE, Taps
 
 FORMS = ("plain", "torch", "triton")
@@ -100,7 +101,7 @@ class _Prices:
         self.layout = "last" if region.axis == -1 else layout
         self.rates = {} if rates is None else rates.of(spec.dtype)
         self.known: dict[tuple[Any, ...], float] = {}
-        cats = {site: {site.cat, *concats_of(site.cat, region.axis)} for site in region.sites}
+        cats = {site: set(concats_of(site.cat, region.axis)) for site in region.sites}
         gone = self._gone(set().union(*cats.values()))
         self.needed = {site: {*(cats[site] & gone), *site.steps} for site in region.sites}
 
@@ -141,9 +142,9 @@ class _Prices:
 
         Most are made by convolutions that read what another site gave, and so have their channels last whatever the model's layout.
         """
-        by_kernel = any(form == "triton" and not reads_apart(site) for site, form in forms.items())
+        by_kernel = any(form == "triton" and not reads_apart(site, form) for site, form in forms.items())
         for site, form in forms.items():
-            if form == "torch" or (form == "triton" and not reads_apart(site)):
+            if form != "plain" and not reads_apart(site, form):
                 for source in site.sources:
                     yield site, self._price("triton put" if by_kernel else "put last", *self._size(source)), source
 
@@ -151,15 +152,19 @@ class _Prices:
         kinds = {site.norm: "norm", site.out_norm: "norm", site.activation: "activation", site.out_activation: "activation"}
         rows, channels = self._size(node)
         if node is site.layer:
-            return self._price(f"product {self.layout}", rows, self._size(site.cat)[1], channels)
+            inputs = self._size(site.cat)[1] * site.kernel_area
+            masking = 0.0 if site.support is None else self._price(f"activation {self.layout}", channels, inputs)
+            return masking + self._price(f"product {self.layout}", rows, inputs, channels)
         return self._price(f"{kinds.get(node, 'cat')} {self.layout}", rows, channels)
 
     def _by(self, form: str, site: Site) -> float:
         rows, channels = self._size(site.cat)
+        if site.support is not None and site.layer is not None:
+            return self._by_clusters(form, site, site.layer, site.support)
         if form == "torch":
             return self._by_torch(site, rows, channels)
         copies = 0.0
-        if self.layout == "first" and reads_apart(site):
+        if self.layout == "first" and reads_apart(site, form):
             copies = sum(self._price("put first", *self._size(source)) for source in site.sources)
         if site.layer is None:
             return copies + self._price("triton map", rows, channels)
@@ -180,6 +185,27 @@ class _Prices:
                 cost += self._price("activation last", rows, outputs)
         return cost
 
+    def _by_clusters(self, form: str, site: Site, layer: fx.Node, support: Support) -> float:
+        """Return what the products of a layer's clusters take, a convolution counted as a product with as many more channels."""
+        (read, channels), (rows, outputs) = self._size(site.cat), self._size(layer)
+        clusters = [(one.stop - one.start, sum(stop - start for start, stop in one.reads)) for one in support.clusters]
+        if form == "triton":
+            share = sum(made * inputs for made, inputs in clusters) / (outputs * channels)
+            return self._price("triton product", rows, max(1, round(share * channels * site.kernel_area)), outputs)
+        cost = self._price(f"cat {self.layout}", rows, outputs)
+        for node, operation in ((site.norm, "norm"), (site.activation, "activation")):
+            cost += 0.0 if node is None else self._price(f"{operation} {self.layout}", read, channels)
+        if site.norm is not None or site.activation is not None:
+            cost += self._price(f"cat {self.layout}", read, channels)
+        if site.out_activation is not None:
+            cost += self._price(f"activation {self.layout}", rows, outputs)
+        for made, inputs in clusters:
+            deep = inputs * site.kernel_area
+            passes = 1 if site.out_norm is None else 2  # over the weights
+            cost += self._price(f"cat {self.layout}", read, inputs) + passes * self._price(f"cat {self.layout}", made, deep)
+            cost += self._price(f"product {self.layout}", rows, deep, made)
+        return cost
+
     def _size(self, node: fx.Node) -> tuple[int, int]:
         """Return rows and channels of a value."""
         spec = spec_of(node)
@@ -196,6 +222,9 @@ class _Prices:
         return self.known[key]
 
 
-def reads_apart(site: Site) -> bool:
-    """Say whether a kernel reads a site's maps where they were made, rather than from a slab."""
-    return len(site.sources) <= AT_ONCE
+def reads_apart(site: Site, form: str) -> bool:
+    """Say whether a site reads its maps where they were made, rather than from a slab.
+
+    Kernels do where the maps are few, plain torch where it takes a layer's clusters one by one.
+    """
+    return form == ("triton" if site.support is None else "torch") and (form == "torch" or len(site.sources) <= AT_ONCE)

@@ -15,22 +15,24 @@ For training (`trained`), sites read the maps where they are, and statistics are
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from torch import fx, nn
 
-from swcompile.lower import run, run_training
+from swcompile.lower import run, run_clusters, run_training
+from swcompile.lower.clusters import padding_of
 from swcompile.lower.costs import reads_apart
 from swcompile.lower.regions import Region, lay_out_regions
-from swcompile.lower.sites import Site, activation_of
+from swcompile.lower.sites import Site, activation_of, is_norm
+from swcompile.modules import resample
 from swcompile.optimize import drop_unread
 from swkernels.affine import NO_NORM
 
-_TARGETS = {
-    "torch": (run.read_map, run.product),
-    "triton": (run.read_map_by_kernel, run.product_by_kernel),
+_TARGETS: Mapping[str, tuple[Callable[..., Any], ...]] = {
+    "torch": (run.read_map, run.product, run_clusters.cluster_products),
+    "triton": (run.read_map_by_kernel, run.product_by_kernel, run_clusters.cluster_products_by_kernel),
 }
 
 
@@ -45,15 +47,50 @@ def lowered(graph: fx.Graph, root: nn.Module, forms: Mapping[Site, str]) -> tupl
     copies: dict[fx.Node, fx.Node] = {}
     made = fx.Graph()
     made.output(made.graph_copy(graph, copies))
-    apart = [site for site in sites if forms[site] == "triton" and reads_apart(site)]
+    apart = [site for site in sites if reads_apart(site, forms[site])]
     for region in lay_out_regions(graph, [site for site in sites if site not in apart]):
         _emit(made, region, copies, root, forms)
     for site in apart:
-        _emit_apart(made, site, copies, root)
+        _emit_apart(made, site, copies, root, forms[site])
     drop_unread(made)
+    bypassed = [node for site in sites for node in site.steps]
+    for node in list(made.nodes):
+        if node.target is run.put_by_kernel:
+            bypassed += _made_while_put(made, node, root)
     made.lint()
-    bypassed = (node for site in sites for node in site.steps if node.op == "call_module")
-    return made, tuple(dict.fromkeys(str(node.target) for node in bypassed))
+    return made, tuple(dict.fromkeys(str(node.target) for node in bypassed if node.op == "call_module"))
+
+
+def _made_while_put(made: fx.Graph, put: fx.Node, root: nn.Module) -> Sequence[fx.Node]:
+    """Let a put do the norm, activation and change of size whose result only it reads. Return the modules that go for it."""
+    given: Any = put.args
+    slab, value, start, axis = given
+    passed: list[fx.Node] = []
+
+    def taken(is_it: bool) -> fx.Node | None:
+        """Go on to what a value is made of, where it is what is looked for, and nobody else reads it, a slab of its size aside."""
+        nonlocal value
+        readers = [user for user in value.users if user.target is not run.new_slab or value.target is resample]
+        if not is_it or len(readers) > 1 or not value.args:
+            return None
+        passed.append(value)
+        value = value.args[0]
+        return passed[-1]
+
+    size = taken(value.target is resample)
+    activation = taken(activation_of(value, root) is not None)
+    norm = taken(is_norm(value, root) and axis == 1)
+    if not passed:
+        return ()
+    with made.inserting_before(put):
+        how = (_norm(made, norm, root), _activation(activation, root), *((None, "max") if size is None else size.args[1:]))
+        put.replace_all_uses_with(made.call_function(run.put_made_by_kernel, (slab, value, start, axis, *how)))
+    made.erase_node(put)
+    for node in passed:
+        for slab_of_its_size in list(node.users):
+            slab_of_its_size.replace_input_with(node, value)
+        made.erase_node(node)
+    return passed
 
 
 def _emit(made: fx.Graph, region: Region, copies: dict[fx.Node, fx.Node], root: nn.Module, forms: Mapping[Site, str]) -> None:
@@ -80,12 +117,14 @@ def _emit(made: fx.Graph, region: Region, copies: dict[fx.Node, fx.Node], root: 
         _replace(site, value, copies)
 
 
-def _emit_apart(made: fx.Graph, site: Site, copies: dict[fx.Node, fx.Node], root: nn.Module) -> None:
+def _emit_apart(made: fx.Graph, site: Site, copies: dict[fx.Node, fx.Node], root: nn.Module, form: str) -> None:
     """Replace a site by one that reads its maps where they are."""
     last = copies[site.last]
+    maps: Any = tuple(copies[source] for source in site.sources)
     with made.inserting_before(last):
-        maps = made.call_function(run.beside, tuple(copies[source] for source in site.sources), {"axis": site.axis})
-        value = _value(made, site, maps, _apart_runs(site), root, "triton")
+        if form == "triton":
+            maps = made.call_function(run.beside, maps, {"axis": site.axis})
+        value = _value(made, site, maps, _apart_runs(site), root, form)
     _replace(site, value, copies)
 
 
@@ -100,8 +139,8 @@ def _behind_placeholders(graph: fx.Graph, node: fx.Node) -> fx.Node:
     return [other for other in graph.nodes if other.op == "placeholder"][-1] if node.op == "placeholder" else node
 
 
-def _value(made: fx.Graph, site: Site, maps: fx.Node, runs: tuple[int, ...], root: nn.Module, form: str) -> fx.Node:
-    read_map, product = _TARGETS[form]
+def _value(made: fx.Graph, site: Site, maps: Any, runs: tuple[int, ...], root: nn.Module, form: str) -> fx.Node:
+    read_map, product, cluster_products = _TARGETS[form]
     before = (_norm(made, site.norm, root), _activation(site.activation, root))
     if site.layer is None:
         return made.call_function(read_map, (maps, runs, site.axis, *before))
@@ -110,7 +149,11 @@ def _value(made: fx.Graph, site: Site, maps: fx.Node, runs: tuple[int, ...], roo
     weight = made.get_attr(f"{path}.weight")
     bias = None if layer.bias is None else made.get_attr(f"{path}.bias")
     behind = (_norm(made, site.out_norm, root), _activation(site.out_activation, root))
-    return made.call_function(product, (maps, runs, site.axis, *before, weight, bias, *behind))
+    given = maps, runs, site.axis, *before, weight, bias, *behind
+    if site.support is None:
+        return made.call_function(product, given)
+    stride = layer.stride[0] if isinstance(layer, nn.Conv2d) else 1
+    return made.call_function(cluster_products, (*given, tuple(site.support.flat()), stride, padding_of(layer)))
 
 
 def _norm(made: fx.Graph, node: fx.Node | None, root: nn.Module) -> tuple[Any, ...]:
@@ -130,8 +173,7 @@ def trained(graph: fx.Graph, root: nn.Module, sites: Sequence[Site], *, by_kerne
 
     Also the paths of the modules that it bypasses. None where no site can be trained so.
     """
-    cut = [replace(site, out_norm=None, out_activation=None) for site in sites]  # what is behind a product is read by itself
-    cut = [site for site in cut if site.steps and not _synchronises(site, root)]
+    cut = [found for site in sites if (found := as_trained(site, root)) is not None]
     if not cut:
         return None, ()
     copies: dict[fx.Node, fx.Node] = {}
@@ -153,9 +195,16 @@ def trained(graph: fx.Graph, root: nn.Module, sites: Sequence[Site], *, by_kerne
     return made, tuple(dict.fromkeys(str(node.target) for node in bypassed))
 
 
-def _synchronises(site: Site, root: nn.Module) -> bool:
-    """Say whether a site's norm takes its statistics over processes."""
-    return site.norm is not None and type(root.get_submodule(str(site.norm.target))) is nn.SyncBatchNorm
+def as_trained(site: Site, root: nn.Module) -> Site | None:
+    """Return what of a site is lowered for training: nothing behind a product, which is read by itself, and no clusters.
+
+    None where that is nothing, or where its norm takes its statistics over processes.
+    """
+    cut = replace(site, out_norm=None, out_activation=None)
+    if site.support is not None:
+        cut = replace(cut, layer=None, support=None, activation=site.activation if site.norm is not None else None)
+    synchronises = site.norm is not None and type(root.get_submodule(str(site.norm.target))) is nn.SyncBatchNorm
+    return cut if cut.steps and not synchronises else None
 
 
 def _emit_trained(

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from swcompile.choices import Choice, Choices
 from swcompile.errors import SwnetError
 from swcompile.lower.costs import Chosen, choose, name_of
-from swcompile.lower.emit import lowered, trained
+from swcompile.lower.emit import as_trained, lowered, trained
 from swcompile.lower.rates import Rates, device_name, known
 from swcompile.lower.sites import find_sites
 from swcompile.modules import Lowered, RewiredModule
@@ -49,12 +49,16 @@ class Lowering:
         weight = _weight(module)
         return (None if weight is None else (weight.device, weight.dtype), _layout(weight, arguments), *kinds)
 
+    def example_of(self, module: nn.Module) -> Example:
+        """Return the example inputs as a module takes them that may have been converted since."""
+        return _as(_weight(module), self.example)
+
     def example_key(self, module: nn.Module) -> Hashable | None:
         """Return the key of the example inputs."""
         if not all(isinstance(value, Spec) for value in self.example):
             return None
         with FakeTensorMode():
-            return self.key(module, [value.fake() for value in _as(_weight(module), self.example)])
+            return self.key(module, [value.fake() for value in self.example_of(module)])
 
     def program(self, module: RewiredModule, arguments: Sequence[Any] | None) -> Lowered:
         """Lower a module for its arguments, or for the example inputs where they are None.
@@ -64,12 +68,12 @@ class Lowering:
         weight = _weight(module)
         graph, shell = copy.deepcopy(module.graphs[-1]), module.shell()
         try:
-            example = _as(weight, self.example) if arguments is None else describe_inputs(tuple(arguments))
+            example = self.example_of(module) if arguments is None else describe_inputs(tuple(arguments))
             with _disable_current_modes():  # what counts or records the call shall not see this
                 shaped(graph, shell, example)
+                sites = find_sites(graph, shell)
         except SwnetError:
             return Lowered(None, (), None)
-        sites = find_sites(graph, shell)
         device = torch.device("cpu") if weight is None else weight.device
         call = f"{shapes_of(example)} on {device_name(device)}"
         if self.backend != "auto":
@@ -93,10 +97,10 @@ class Lowering:
         """Lower a module's train mode, alike for all calls."""
         weight = _weight(module)
         graph, shell = copy.deepcopy(module.graphs[0]), module.shell()
-        example = _as(weight, self.example)
+        example = self.example_of(module)
         with _disable_current_modes():
             shaped(graph, shell, example)
-        sites = find_sites(graph, shell)
+            sites = find_sites(graph, shell)
         device = torch.device("cpu") if weight is None else weight.device
         call = f"training, {shapes_of(example)} on {device_name(device)}"
         if self.backend == "auto":
@@ -110,7 +114,7 @@ class Lowering:
                     shaped(copy.deepcopy(made), shell, example)
         except SwnetError as error:  # what follows goes by the strides of what a site made, further on than find_sites looks
             made, bypassed, why = None, (), f"lowered, it does not run: {error}"
-        forms = (self.backend if site.steps and made is not None else "plain" for site in sites)
+        forms = (self.backend if made is not None and as_trained(site, shell) is not None else "plain" for site in sites)
         return Lowered(
             made,
             bypassed,

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from swcompile.modules import resample
 from swkernels import Norm, Taps, gather, gather_mm, gather_mm_reference, gather_reference
 from swkernels.affine import ACTIVATIONS, NormParts, norm_of
 from swkernels.checks import DTYPES, lies_in_rows
@@ -44,6 +45,43 @@ def put_by_kernel(slab: Tensor, x: Tensor, start: int, axis: int) -> Tensor:
         return put(slab, x, start, axis)
     gather(last, Taps.of((0, last.shape[-1])), out=slab[..., start : start + last.shape[-1]])
     return slab
+
+
+def put_made_by_kernel(
+    slab: Tensor, x: Tensor, start: int, axis: int, norm: NormParts, activation: str, like: Tensor | None, kind: str
+) -> Tensor:
+    """Norm and activate a map, bring it to the size of `like` (swcompile.modules.resample), and put it into a slab, in one pass.
+
+    What the kernel cannot step through, or sizes that do not divide, are made by torch first.
+    """
+    window = (1, 1) if like is None else _window(x, like)
+    last = channels_last(x, axis)
+    if last.dtype not in DTYPES or not lies_in_rows(last) or window is None:
+        made = ACTIVATIONS[activation](normed(x, norm))
+        return put_by_kernel(slab, made if like is None else resample(made, like, kind), start, axis)
+    width = last.shape[-1]
+    gather(
+        last,
+        Taps.of((0, width)),
+        norm=norm_of(*norm),
+        activation=activation,
+        pool=_POOLS[kind],
+        window=window,
+        out=slab[..., start : start + width],
+    )
+    return slab
+
+
+_POOLS = {"max": "max", "avg": "avg", "stride": "first"}
+"""How swkernels.gather pools, by the kinds of swcompile.modules.resample."""
+
+
+def _window(x: Tensor, like: Tensor) -> tuple[int, int] | None:
+    """Return how many pixels of a map, in height and width, become one of the other; None where they do not divide."""
+    if x.dim() != 4 or like.dim() != 4:
+        return None
+    (high, over), (wide, beyond) = (divmod(have, want) for have, want in zip(x.shape[2:], like.shape[2:], strict=True))
+    return None if over or beyond or not high or not wide else (high, wide)
 
 
 def beside(*maps: Tensor, axis: int) -> tuple[Tensor, ...]:
@@ -100,10 +138,10 @@ def product(
         return channels_back(y, axis)
     x = _affine(taps.take([slab]), before, activation)
     if behind is not None and (torch.compiler.is_compiling() or x.numel() > matrix.numel()):  # a size may be a symbol there
-        scale, shift = _folded(behind)
+        scale, shift = folded(behind)
         matrix, bias, behind = matrix * scale[:, None], shift if bias is None else torch.addcmul(shift, bias, scale), None
     y = functional.linear(x, matrix, bias)
-    return channels_back(_activated(y, out_activation) if behind is None else _affine(y, behind, out_activation), axis)
+    return channels_back(activated(y, out_activation) if behind is None else _affine(y, behind, out_activation), axis)
 
 
 def product_by_kernel(
@@ -132,11 +170,17 @@ def product_by_kernel(
     return channels_back(y, axis)
 
 
+def normed(x: Tensor, norm: NormParts) -> Tensor:
+    """Norm over the second axis, which is where nn.BatchNorm has its channels."""
+    mean, var, weight, bias, eps = norm
+    return x if mean is None else functional.batch_norm(x, mean, var, weight, bias, False, 0.0, eps)
+
+
 def _first(maps: Tensor | Sequence[Tensor]) -> Tensor:
     return maps if isinstance(maps, Tensor) else maps[0]
 
 
-def _folded(norm: Norm) -> tuple[Tensor, Tensor]:
+def folded(norm: Norm) -> tuple[Tensor, Tensor]:
     """Return a norm as scale and shift."""
     scale = torch.rsqrt(norm.var + norm.eps)
     scale = scale if norm.weight is None else scale * norm.weight
@@ -147,10 +191,10 @@ def _affine(x: Tensor, norm: Norm | None, activation: str) -> Tensor:
     """Norm and activate (..., C), writing one new map at most twice."""
     if norm is None:
         return ACTIVATIONS[activation](x)
-    scale, shift = _folded(norm)
-    return _activated(torch.addcmul(shift, x, scale), activation)
+    scale, shift = folded(norm)
+    return activated(torch.addcmul(shift, x, scale), activation)
 
 
-def _activated(made: Tensor, activation: str) -> Tensor:
+def activated(made: Tensor, activation: str) -> Tensor:
     """Activate a map that nobody else holds."""
     return made.relu_() if activation == "relu" else ACTIVATIONS[activation](made)

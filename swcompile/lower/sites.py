@@ -3,12 +3,14 @@
     cat([a, b[:, 8:24]], 1) -> norm -> relu -> conv 1x1 -> norm -> relu        one site: a product over taps of a and b
     cat([a, b], 1) -> norm -> relu -> conv 3x3                                  one site: the map that the convolution reads
     cat([a, b], 1) -> conv 3x3                                                  a bare one: cat moves each byte once already
+    cat([a, b], 1) -> conv whose outputs read in clusters (wiring "tile")       one site, of any kernel size, and also without cat
 
 Concats of concats, and slices of either, are followed to the maps that they are made of.
 """
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,8 +20,11 @@ import torch
 from torch import fx, nn
 from torch.nn import functional
 
+from swcompile.lower.clusters import support_of
+from swcompile.modules import MASKED, MaskedLinear
 from swcompile.trace.purify import WRITES
 from swcompile.trace.shapes import Spec, spec_of
+from swkernels import Support
 
 _CATS = (torch.cat, torch.concat, torch.concatenate)
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
@@ -33,7 +38,9 @@ _FUNCTIONS: Mapping[object, str] = {
     functional.silu: "silu",
     functional.hardswish: "hardswish",
 }
-_CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_FIXED = (*_CONVS, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, *(MASKED[conv] for conv in _CONVS))
+"""Layers that take one number of channels and no other."""
 _FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 _BY_STRIDES = ("view", "view_as", "as_strided", "set_")
 """Methods that fail or change with the strides of a value, which a site does not keep."""
@@ -53,7 +60,8 @@ class Site:
     """A gather with what follows it: at most a norm and an activation, then maybe a product with its own norm and activation.
 
     `cat` is the concat, `axis` where it has the channels, 1 or -1. `layer` is the 1x1 convolution or linear layer; without one the
-    gathered map itself is what is read.
+    gathered map itself is what is read. A layer with a `support` is a convolution of any size whose outputs read in clusters; what
+    it reads, `cat`, may then be no concat.
     """
 
     cat: fx.Node
@@ -64,6 +72,8 @@ class Site:
     layer: fx.Node | None = None
     out_norm: fx.Node | None = None
     out_activation: fx.Node | None = None
+    support: Support | None = None
+    kernel_area: int = 1
 
     @property
     def steps(self) -> tuple[fx.Node, ...]:
@@ -96,7 +106,7 @@ def find_sites(graph: fx.Graph, root: nn.Module) -> tuple[Site, ...]:
     """
     if any(WRITES in node.meta or "autocast" in str(node.target) for node in graph.nodes):
         return ()
-    found = (site for node in graph.nodes if _is_cat(node) for site in _behind(node, root))
+    found = (site for node in graph.nodes for site in (_behind(node, root) if _is_cat(node) else _in_clusters(node, root)))
     return tuple(site for site in found if site.axis == -1 or not _goes_by_strides(site.last))
 
 
@@ -120,6 +130,17 @@ def _behind(cat: fx.Node, root: nn.Module) -> Iterator[Site]:
         yield bare
 
 
+def _in_clusters(node: fx.Node, root: nn.Module) -> Iterator[Site]:
+    """Yield a site for each layer that reads a value, which is no concat, in clusters."""
+    for user in node.users:
+        axis = -1 if type(module_of(user, root)) is MaskedLinear else 1
+        if support_of(module_of(user, root)) is None or spec_of(node) is None:
+            continue
+        pieces = tuple(pieces_of(node, axis))
+        if _alike(node, pieces, axis):
+            yield from (site for site in (_with_product(Site(node, pieces, axis), user, root),) if not site.is_bare)
+
+
 def _fixes_width(user: fx.Node, value: fx.Node, axis: int, root: nn.Module) -> bool:
     """Say whether a value's channels are as many for every input, because a layer or norm behind takes no other number.
 
@@ -131,9 +152,14 @@ def _fixes_width(user: fx.Node, value: fx.Node, axis: int, root: nn.Module) -> b
     if is_norm(user, root):
         return _norms_channels(user, value, axis)
     if axis == -1:
-        return type(module) is nn.Linear
+        return type(module) in (nn.Linear, MaskedLinear)
     spec = spec_of(value)
-    return type(module) in _CONVS and spec is not None and len(spec.shape) == 2 + len(module.kernel_size)
+    return (
+        type(module) in _FIXED
+        and type(module) is not MaskedLinear
+        and spec is not None
+        and len(spec.shape) == 2 + len(module.kernel_size)
+    )
 
 
 def _alike(cat: fx.Node, pieces: Sequence[Piece], axis: int) -> bool:
@@ -166,21 +192,24 @@ def _with_norm(site: Site, user: fx.Node, root: nn.Module) -> Site:
         return replace(site, norm=user, activation=active)
     if activation_of(user, root) is not None:
         follows = _only_user(user)
-        if follows is not None and is_product(follows, site.cat, site.axis, root):
+        if follows is not None and _reads_all(follows, site.cat, site.axis, root):
             return replace(site, activation=user)
     return site
 
 
 def _with_product(site: Site, user: fx.Node, root: nn.Module) -> Site:
-    """Take in a 1x1 convolution or linear layer, and the norm and activation behind it."""
+    """Take in a 1x1 convolution or linear layer, or one of clusters, and the norm and activation behind it."""
     before = site.activation or site.norm
     layer = user if before is None else _only_user(before)
-    if layer is None or not is_product(layer, site.cat, site.axis, root) or layer.args != (before or site.cat,):
+    if layer is None or not _reads_all(layer, site.cat, site.axis, root) or layer.args != (before or site.cat,):
         return site
+    module: Any = module_of(layer, root)
+    area = math.prod(getattr(module, "kernel_size", ()))
     norm = _only_user(layer)
     norm = norm if norm is not None and is_norm(norm, root) and _norms_channels(norm, layer, site.axis) else None
     active = _only_user(norm or layer)
     active = active if active is not None and activation_of(active, root) is not None else None
+    site = replace(site, support=support_of(module), kernel_area=area)
     return replace(site, layer=layer, out_norm=norm, out_activation=active)
 
 
@@ -315,17 +344,18 @@ def activation_of(node: fx.Node, root: nn.Module) -> str | None:
     return _MODULES.get(type(module)) if module is not None else None
 
 
-def is_product(node: fx.Node, cat: fx.Node, axis: int, root: nn.Module) -> bool:
-    """Say whether a node is a product with a concat's channels: a linear layer over the last axis, or a plain 1x1 convolution."""
+def _reads_all(node: fx.Node, cat: fx.Node, axis: int, root: nn.Module) -> bool:
+    """Say whether a node is a product with a concat's channels: linear over the last axis, or a convolution that can be lowered."""
     module, spec = module_of(node, root), spec_of(cat)
     if module is None or spec is None:
         return False
+    masked = support_of(module) is not None
     if axis == -1:
-        return type(module) is nn.Linear and module.in_features == spec.shape[-1]
-    if type(module) not in _CONVS[:3]:
+        return (type(module) is nn.Linear or (masked and type(module) is MaskedLinear)) and module.in_features == spec.shape[-1]
+    if (type(module) not in _CONVS and not masked) or type(module) is MaskedLinear:
         return False
     conv: Any = module
     if len(spec.shape) != 2 + len(conv.kernel_size) or conv.in_channels != spec.shape[1]:  # without a batch, axis 1 is the height
         return False
     plain = {*conv.kernel_size, *conv.stride, *conv.dilation, conv.groups} == {1}
-    return plain and conv.padding in ("same", "valid", (0,) * len(conv.kernel_size))
+    return masked or (plain and conv.padding in ("same", "valid", (0,) * len(conv.kernel_size)))

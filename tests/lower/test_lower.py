@@ -16,10 +16,10 @@ from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
 import swnet
-from benchmarks.models import densenet, resnet20, seeded
+from benchmarks.models import densenet, resnet20, seeded, unit
 from swcompile.errors import NothingToDoError, SwnetError
 from swcompile.lower import run
-from swcompile.modules import RewiredModule
+from swcompile.modules import RewiredModule, resample
 from tests.test_random_models import QUICK, Random, _input, random_models
 from tests.zoo import ZOO, conv3x3
 from tests.zoo import densenet as bottlenecked
@@ -119,6 +119,45 @@ def test_a_dense_net_of_three_blocks_runs_through_the_kernels(launched: list[str
     assert launched.count("_gather_mm") == 2  # the transitions' 1x1 convolutions
     assert targets(lowered).count(run.read_map_by_kernel) == 10  # each later layer of a block, and the last norm
     assert launched.count("_gather") == 10 + targets(lowered).count(run.put_by_kernel)  # no map was copied by torch
+
+
+def _chain() -> nn.Module:
+    """Return a chain of convolutions, norms and activations over three sizes."""
+    return nn.Sequential(*(unit(*size) for size in ((3, 16), (16, 16), (16, 16, 3, 2), (16, 16), (16, 16, 3, 2), (16, 16))))
+
+
+@pytest.mark.parametrize("kind", ["max", "avg", "stride"])
+def test_a_put_norms_activates_and_pools_on_the_way(kind: str, launched: list[str]) -> None:
+    model = swnet.transform(used(_chain(), X), X, p=0.3, wiring="tile", resample=kind)
+    rewired = model.eval().to(memory_format=torch.channels_last)
+    lowered = swnet.lower(rewired, backend="triton")
+    puts = [target for target in targets(lowered) if target in (run.put_made_by_kernel, run.put_by_kernel)]
+    assert puts.count(run.put_made_by_kernel) > 5
+    assert resample not in targets(lowered)
+    for side in (8, 9):  # of 9 pixels, 5 and 3 do not divide
+        x = torch.randn(2, 3, side, side).contiguous(memory_format=torch.channels_last)
+        launched.clear()
+        with torch.no_grad():
+            torch.testing.assert_close(lowered(x), rewired(x), rtol=1e-4, atol=1e-5)
+        assert launched.count("_gather") == len(puts)
+    with torch.no_grad():
+        torch.testing.assert_close(lowered.double()(X.double()), rewired.double()(X.double()), rtol=1e-10, atol=1e-10)
+
+
+def test_a_hook_on_what_a_put_does_runs(launched: list[str]) -> None:
+    rewired = swnet.transform(used(_chain(), X), X, p=0.3, wiring="tile").eval()
+    lowered = swnet.lower(rewired, backend="triton")
+    seen: list[nn.Module] = []
+    graph = lowered.programs[0].graph
+    assert graph is not None
+    left = {str(node.target) for node in graph.nodes}
+    steps = {str(node.target) for node in lowered.graph.nodes if node.op == "call_module"} - left
+    norm = next(path for path in sorted(steps) if isinstance(lowered.get_submodule(path), nn.BatchNorm2d))
+    lowered.get_submodule(norm).register_forward_hook(lambda module, *_: seen.append(module))
+    with torch.no_grad():
+        lowered(X)
+    assert seen == [lowered.get_submodule(norm)]
+    assert launched == []
 
 
 def test_bottlenecks_run_through_one_kernel_each(launched: list[str]) -> None:

@@ -1,0 +1,125 @@
+"""What a lowered graph calls for a layer whose outputs fall into clusters: in plain torch one product each, in Triton one kernel.
+
+`clusters` is swkernels.Support.flat, `runs` swkernels.Taps.flat. Weights are (outputs, channels, *kernel); what a cluster does not
+read of them is not looked at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from swcompile.lower.run import activated, channels_back, folded, normed
+from swkernels import Support, Taps, block_sparse_conv2d, block_sparse_conv2d_reference
+from swkernels.affine import ACTIVATIONS, NormParts, norm_of
+from swkernels.checks import DTYPES
+
+_CONV: dict[int, Any] = {3: functional.conv1d, 4: functional.conv2d, 5: functional.conv3d}
+_Run = tuple[int, int]
+
+
+def cluster_products(
+    maps: Sequence[Tensor],
+    runs: Sequence[int],
+    axis: int,
+    norm: NormParts,
+    activation: str,
+    weight: Tensor,
+    bias: Tensor | None,
+    out_norm: NormParts,
+    out_activation: str,
+    clusters: Sequence[int],
+    stride: int,
+    padding: int,
+) -> Tensor:
+    """Gather what each cluster reads, from maps that lie as the model has them, and make its outputs; then put these together.
+
+    In single and double precision the norm behind goes into the weights, which are gathered anyway.
+    """
+    taps, support = Taps.of_flat(runs).runs, Support.of_flat(clusters)
+    if norm_of(*norm) is not None or activation != "none":
+        maps = [ACTIVATIONS[activation](normed(_joined(maps, taps, axis), norm))]
+        taps = ((0, 0, maps[0].shape[axis]),)
+    behind = norm_of(*out_norm)
+    folds = behind is not None and weight.dtype in (torch.float32, torch.float64)
+    scale, shift = folded(behind) if behind is not None and folds else (None, None)
+    made = []
+    for cluster in support.clusters:
+        rows = slice(cluster.start, cluster.stop)
+        filters, added = _columns(weight[rows], cluster.reads), None if bias is None else bias[rows]
+        if scale is not None and shift is not None:
+            by = scale[rows]
+            filters = filters * by.view(-1, *(1 for _ in filters.shape[1:]))
+            added = shift[rows] if added is None else torch.addcmul(shift[rows], added, by)
+        made.append(_product(_joined(maps, _within(taps, cluster.reads), axis), filters, added, stride, padding))
+    y = made[0] if len(made) == 1 else torch.cat(made, axis)
+    return activated(y if behind is None or folds else normed(y, out_norm), out_activation)
+
+
+def cluster_products_by_kernel(
+    slab: Tensor,
+    runs: Sequence[int],
+    axis: int,
+    norm: NormParts,
+    activation: str,
+    weight: Tensor,
+    bias: Tensor | None,
+    out_norm: NormParts,
+    out_activation: str,
+    clusters: Sequence[int],
+    stride: int,
+    padding: int,
+) -> Tensor:
+    """Do the same in one kernel, from a slab."""
+    how = block_sparse_conv2d if slab.dtype in DTYPES else block_sparse_conv2d_reference
+    plane = weight.dim() == 4 and slab.dim() == 4
+    source = slab if plane else slab.flatten(0, -2)[:, None, None]
+    filters = weight.permute(0, 2, 3, 1) if plane else weight.flatten(1)[:, None, None]
+    y = how(
+        source,
+        Taps.of_flat(runs),
+        filters,
+        Support.of_flat(clusters),
+        stride=stride,
+        padding=padding,
+        norm=norm_of(*norm),
+        activation=activation,
+        bias=bias,
+        out_norm=norm_of(*out_norm),
+        out_activation=out_activation,
+    )
+    return channels_back(y if plane else y.view(*slab.shape[:-1], -1), axis)
+
+
+def _within(taps: Sequence[tuple[int, int, int]], reads: Sequence[_Run]) -> list[tuple[int, int, int]]:
+    """Return the runs of maps in which a cluster's inputs lie."""
+    found = []
+    for low, high in reads:
+        place = 0
+        for source, start, stop in taps:
+            first, last = max(low, place), min(high, place + stop - start)
+            if first < last:
+                found.append((source, start + first - place, start + last - place))
+            place += stop - start
+    return found
+
+
+def _joined(maps: Sequence[Tensor], taps: Sequence[tuple[int, int, int]], axis: int) -> Tensor:
+    parts = [maps[source].narrow(axis, start, stop - start) for source, start, stop in Taps(tuple(taps)).runs]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, axis)
+
+
+def _columns(weight: Tensor, reads: Sequence[_Run]) -> Tensor:
+    parts = [weight[:, start:stop] for start, stop in reads]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+
+
+def _product(x: Tensor, filters: Tensor, bias: Tensor | None, stride: int, padding: int) -> Tensor:
+    if filters.dim() == 2:
+        return functional.linear(x, filters, bias)
+    made: Tensor = _CONV[filters.dim()](x, filters, bias, stride, padding)
+    return made
