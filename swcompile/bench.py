@@ -51,12 +51,12 @@ def microbenchmarks(
 ) -> Iterator[Row]:
     """Yield the ceilings of the device, then each gather in each form. `begin` is told what comes next."""
     begin("ceilings")
-    yield from _ceilings(device, dtype, seconds)
+    yield from ceilings(device, dtype, seconds)
     for name, (side, first, layers) in STAGES.items():
         begin(name)
         widths = (first, *(GROWTH for _ in range(layers)))
         try:
-            yield from _gather(name, _Gather(batch, side, widths, device, dtype), seconds)
+            yield from timed_gather(name, Gather(batch, side, widths, device, dtype), seconds)
         except RuntimeError as error:  # torch.OutOfMemoryError among them
             raise SwnetError(f"{name} cannot be timed with a batch of {batch}: {first_line(error)}.") from error
 
@@ -84,7 +84,7 @@ def document(device: torch.device, rows: Sequence[Row]) -> dict[str, Any]:
     return {"device": device_name(device), "versions": versions(), "rows": [asdict(row) for row in rows]}
 
 
-class _Gather:
+class Gather:
     """A gather of maps of some widths, in all its forms."""
 
     def __init__(self, batch: int, side: int, widths: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> None:
@@ -127,30 +127,32 @@ class _Gather:
         return forms
 
 
-def _gather(name: str, gather: _Gather, seconds: float) -> Iterator[Row]:
+def timed_gather(name: str, gather: Gather, seconds: float) -> Iterator[Row]:
+    """Yield each form of a gather, then what writing its slab takes."""
     rows, channels = gather.shape[0] * gather.shape[2] ** 2, gather.shape[1]
     work = moved(rows, channels, OUTPUTS, gather.dtype.itemsize), flops(rows, channels, OUTPUTS)
     plain: float | None = None
     for form, call in gather.forms().items():
         times = quartiles(call, gather.device, seconds)
         plain = times[1] if plain is None else plain
-        yield _row(name, form, gather.shape, gather.dtype, times, times[1] / plain, *work)
+        yield row(name, form, gather.shape, gather.dtype, times, times[1] / plain, *work)
     times = quartiles(gather.put, gather.device, seconds)
-    yield _row(name, "put", gather.shape, gather.dtype, times, None, moved(rows, channels, 0, gather.dtype.itemsize), 0)
+    yield row(name, "put", gather.shape, gather.dtype, times, None, moved(rows, channels, 0, gather.dtype.itemsize), 0)
 
 
-def _ceilings(device: torch.device, dtype: torch.dtype, seconds: float) -> Iterator[Row]:
+def ceilings(device: torch.device, dtype: torch.dtype, seconds: float) -> Iterator[Row]:
     """Yield what the device does at best: a copy beyond any cache, and a product of large squares."""
     count, side = ((1 << 29), 8192) if device.type == "cuda" else ((1 << 26), 1024)
     source = torch.ones(count // dtype.itemsize, device=device, dtype=dtype)
-    target, square = torch.empty_like(source), torch.ones(side, side, device=device, dtype=dtype)
+    target = torch.empty_like(source)
+    square = torch.randn(side, side, device=device).to(dtype)  # equal numbers take less power, and a GPU then clocks higher
     copied = quartiles(lambda: target.copy_(source), device, seconds)
-    yield _row("copy", "ceiling", tuple(source.shape), dtype, copied, None, 2 * count, 0)
+    yield row("copy", "ceiling", tuple(source.shape), dtype, copied, None, 2 * count, 0)
     product = quartiles(lambda: square @ square, device, seconds)
-    yield _row("product", "ceiling", (side, side, side), dtype, product, None, 3 * side**2 * dtype.itemsize, 2 * side**3)
+    yield row("product", "ceiling", (side, side, side), dtype, product, None, 3 * side**2 * dtype.itemsize, 2 * side**3)
 
 
-def _row(
+def row(
     name: str,
     form: str,
     shape: tuple[int, ...],
@@ -159,6 +161,7 @@ def _row(
     ratio: float | None,
     *work: int,
 ) -> Row:
+    """Return a row of quartiles of seconds; `work` is the bytes moved and the floating-point operations."""
     size, operations = work
     low, middle, high = (round(1000 * value, 5) for value in times)
     speeds = (round(amount / times[1] / 1e9, 1) for amount in (size, operations))

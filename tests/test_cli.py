@@ -577,7 +577,7 @@ def test_bench_times_gathers_and_calibrates(swcompile, tmp_path, monkeypatch):
 def test_the_forms_that_bench_times_compute_the_same():
     from swcompile import bench
 
-    gather = bench._Gather(2, 5, (16, 8, 8), torch.device("cpu"), torch.float32)
+    gather = bench.Gather(2, 5, (16, 8, 8), torch.device("cpu"), torch.float32)
     with torch.no_grad():
         expected = gather.plain()
         for form in (gather.by_torch, gather.by_triton, *gather.forms().values()):
