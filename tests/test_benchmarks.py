@@ -14,14 +14,18 @@ import torch
 from rich.console import Console
 from torch import nn
 
+import swnet
 from benchmarks import (
     bench_lower,
     bench_metrics,
+    bench_networks,
     bench_prune,
     bench_step,
     bench_training,
     bench_transform,
+    calibration,
     convergence,
+    forms,
     graphs,
     models,
     record,
@@ -224,6 +228,243 @@ def test_training_steps_are_timed_and_what_they_keep_is_counted() -> None:
     assert 0 < lowered < 0.8 * original
     assert row["ratio"] > 0
     assert f"{lowered / original:.3f}" in text(bench_training.show([row]))
+
+
+CPU = torch.device("cpu")
+
+
+def small_networks() -> dict[str, bench_networks.Arm]:
+    return {
+        "original": bench_networks.Arm(lambda: models.densenet(10, 4), (3, 16, 16)),
+        "plain": bench_networks.Arm(lambda: models.chain(2), (3, 16, 16)),
+    }
+
+
+def test_networks_run_in_all_forms_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("swcompile.lower.lowering.known", lambda _: None)
+    told: list[tuple[str, str]] = []
+    wanted = ("lower-torch", "lower-auto")
+    rows = bench_networks.examine("small", small_networks(), wanted, CPU, torch.float32, 3, 2, told.append)
+    found = {(row["arm"], row["form"]): row for row in rows}
+    assert list(found) == told == [(arm, form) for arm in ("original", "plain") for form in ("eager", *wanted)]
+    lowered = found["original", "lower-torch"]
+    assert lowered["failed"] is None
+    assert "6 by torch" in lowered["chosen"]
+    assert lowered["ms"][1] > 0
+    assert lowered["ratio"] > 0
+    assert 0 < lowered["error"] <= lowered["error_allowed"] < 1e-6
+    assert found["original", "eager"]["ratio"] == 1
+    assert "nothing is known of this device" in found["original", "lower-auto"]["chosen"]
+    assert "There is nothing to lower" in found["plain", "lower-torch"]["failed"]
+    convolutions = 16 * 16 * 3 * 16 * 9 + 16 * 16 * 16 * 16 * 9
+    assert found["plain", "eager"]["flops"] == 2 * 3 * convolutions
+    shown = text(bench_networks.show(rows))
+    assert "NothingToDoError" in shown
+    assert "6 by torch" in shown
+
+
+def test_a_fast_form_that_computes_something_else_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a form without the last norm would: with the statistics of a new network it would be right."""
+
+    def without_norm(model: nn.Module, _: torch.Tensor) -> nn.Module:
+        return nn.Sequential(*(nn.Identity() if isinstance(part, nn.BatchNorm2d) else part for part in model.children()))
+
+    monkeypatch.setitem(bench_networks.FORMS, "lower-torch", without_norm)
+    eager, wrong = bench_networks.examine("densenet121", small_networks(), ["lower-torch"], CPU, torch.float32, 2, 1)[:2]
+    assert eager["failed"] is None
+    assert "its result is wrong" in wrong["failed"]
+    assert wrong["ms"][1] > 0
+    assert bench_networks.fastest([eager, wrong], "densenet121", ["original"], ["lower-torch"]) is None
+
+
+def test_a_form_that_breaks_says_why_and_the_others_go_on() -> None:
+    calls: list[str] = []
+
+    def breaks_later() -> torch.Tensor:
+        calls.append("later")
+        if len(calls) > forms.WARMUP + 2:
+            raise RuntimeError("an illegal access\nmore")
+        return torch.ones(1)
+
+    def no_build() -> forms.Call:
+        try:
+            raise KeyError("tiles")
+        finally:
+            raise ValueError("no kernel.")
+
+    builds = {"one": lambda: lambda: torch.ones(2), "two": no_build, "three": lambda: breaks_later}
+    found = forms.side_by_side(builds, CPU, 4)
+    assert [outcome.failed for outcome in found.values()] == [
+        None,
+        "ValueError: no kernel (after KeyError: 'tiles')",
+        "RuntimeError: an illegal access",
+    ]
+    assert found["one"].times is not None
+    assert len(found["one"].times) == 4
+    assert found["two"].times is found["three"].times is None
+
+
+def test_what_is_not_finite_is_wrong() -> None:
+    exact = torch.ones(4, dtype=torch.float64)
+    reference = forms.Reference.of(torch.tensor([1.0, 1.0, 1.0, 1.5]), exact)
+    assert reference.allowed == pytest.approx(0.5)
+    for value in (torch.nan, torch.inf):
+        assert forms.relative_error(torch.tensor([1.0, 1.0, 1.0, value]), exact) == torch.inf
+    with pytest.raises(AssertionError, match="nothing to compare with"):
+        forms.Reference.of(torch.full((4,), torch.nan), exact)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, from inside inductor
+def test_compiled_forms_are_frozen_and_do_not_share_their_code() -> None:
+    from torch._dynamo.utils import counters
+
+    torch.compiler.reset()
+    counters.clear()
+    model, x = nn.Sequential(models.unit(3, 4), nn.Conv2d(4, 4, 3)).eval(), torch.randn(2, 3, 8, 8)
+    with torch.no_grad():
+        for options in ({}, forms.FORCED_CAT):
+            made = forms.tuned(model, lambda net: net(x), freezing=True, **options)
+            torch.testing.assert_close(made(x), model(x), rtol=1e-4, atol=1e-4)
+    assert counters["stats"]["unique_graphs"] == 2
+    assert counters["inductor"]["binary_folding_conv"] > 0  # the norm went into the weight
+
+
+def made_up(arm: str, form: str, ms: float, failed: str | None = None, case: str = "densenet121") -> dict[str, Any]:
+    return {"case": case, "arm": arm, "form": form, "ms": [ms, ms, ms], "failed": failed}
+
+
+def test_targets_are_judged_by_the_fastest_forms_that_are_right() -> None:
+    rows = [
+        made_up("original", "eager", 24),
+        made_up("original", "compile", 14),
+        made_up("original", "compile-cat", 13),
+        made_up("original", "lower-triton", 10),
+        made_up("original", "lower-auto", 11),
+        made_up("original", "lower-compile", 5, "its result is wrong"),
+    ]
+    against_eager, against_compile = bench_networks.verdict(rows)
+    assert against_eager == (
+        "DenseNet-121 against eager: at least 2.30 times as fast; 2.40 (lower-triton 10.00 ms, eager 24.00 ms): met"
+    )
+    assert against_compile.endswith("at least 1.35 times as fast; 1.30 (lower-triton 10.00 ms, compile-cat 13.00 ms): NOT MET")
+    without = list(bench_networks.verdict(rows[:1] + rows[3:]))
+    assert without[1].endswith("not measured: none of compile, compile-cat ran right")
+
+
+def test_targets_over_several_arms_are_judged_by_sums_and_against_other_arms() -> None:
+    blocks = [made_up(f"block {place}", form, ms, case="dense-blocks")
+              for place in range(1, 5) for form, ms in (("compile-cat", 3.0), ("lower-triton", 1.0 + place / 4))]  # fmt: skip
+    (said,) = bench_networks.verdict(blocks)
+    assert said.endswith("1.85 (lower-triton 6.50 ms, compile-cat 12.00 ms): met")
+    (lacks,) = bench_networks.verdict([row for row in blocks if row["arm"] != "block 2"])
+    assert "not measured" in lacks
+    times = {"original": ("compile", 10.0), "rewired": ("lower-triton", 10.9), "rewired, 1x1 only": ("lower-triton", 10.1)}
+    some, only = bench_networks.verdict([made_up(arm, form, ms, case="resnet50") for arm, (form, ms) in times.items()])
+    assert some.endswith("at least 0.91 times as fast; 0.92 (lower-triton 10.90 ms, compile 10.00 ms): met")
+    assert only.endswith("NOT MET")
+
+
+def test_the_networks_of_the_targets_are_there_and_rewired_as_they_say() -> None:
+    for target in bench_networks.TARGETS:
+        assert {*target.ours, *target.theirs} <= bench_networks.CASES[target.case].keys()
+        assert {*target.forms} <= bench_networks.FORMS.keys()
+    arms = bench_networks.CASES["resnet50"]
+    kernels = {}
+    for name in ("rewired", "rewired, 1x1 only"):
+        model = models.seeded(arms[name].build, 0)
+        plan = model.swcompile.plan
+        layers = dict(model.named_modules())
+        kernels[name] = {layers[wiring.layer].kernel_size for wiring in plan.layers}
+        widths = {stop - start for wiring in plan.layers for start, stop in wiring.columns}
+        assert all(width % 64 == 0 for width in widths)
+        assert 0.25 < swnet.ledger(model).after.p_achieved <= 0.3
+    assert kernels == {"rewired": {(1, 1), (3, 3)}, "rewired, 1x1 only": {(1, 1)}}
+    for arm in bench_networks.CASES["dense-blocks"].values():
+        assert arm.build()(torch.zeros(1, *arm.shape)).shape[2:] == arm.shape[1:]
+
+
+def test_networks_are_kept_case_by_case(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(bench_networks, "CASES", {"small": small_networks()})
+    monkeypatch.setattr(bench_networks, "write_timings", lambda name, rows: record.write_timings(name, rows, tmp_path))
+    bench_networks.main(["--rounds", "1", "--batch", "2", "--forms", "lower-torch"])
+    shown = capsys.readouterr().out
+    assert "building original lower-torch" in shown
+    assert "The targets are for an H200" in shown
+    (file,) = tmp_path.glob("*/bench_networks_small.json")
+    rows = json.loads(file.read_text())["rows"]
+    required = {"name", "shape", "dtype", "batch", "baseline", "bytes", "flops", "peak_memory"}
+    assert all(required <= row.keys() for row in rows)
+    with pytest.raises(SystemExit):
+        bench_networks.main(["resnet5"])
+    assert "there is no case resnet5; there are small" in capsys.readouterr().err
+
+
+def answer(name: str, form: str, ms: float = 1.0, gbytes: float = 1.0) -> dict[str, Any]:
+    return {"name": name, "form": form, "ms": [ms, ms, ms], "gbytes": gbytes}
+
+
+def calibrated(k1: float, step: float) -> list[dict[str, Any]]:
+    return [
+        answer("copy", "ceiling", gbytes=4000),
+        answer("K1", "triton", gbytes=4000 * k1),
+        answer("block-sparse 3x3 of 256", "dense", 2.5),
+        answer("block-sparse 3x3 of 256", "density 0.25", 1.0),
+        answer("block-sparse 3x3 of 512", "dense", 2.0),
+        answer("block-sparse 3x3 of 512", "density 0.25", 1.0),
+        answer("training block 3", "compile-cat", step),
+        answer("training block 3", "lower-triton", 1.0),
+    ]
+
+
+def test_the_stop_rule_follows_from_what_was_measured() -> None:
+    assert list(calibration.verdict(calibrated(0.6, 1.3))) == [
+        "K1 with norm and activation, of the copy's bandwidth: at least 0.70; 0.60: NOT MET",
+        "block-sparse 3x3 of 256 at density 0.25, times as fast as dense: at least 2.20; 2.50: met",
+        "block-sparse 3x3 of 512 at density 0.25, times as fast as dense: at least 2.20; 2.00: NOT MET",
+        "training block 3 by the kernels, times as fast as torch.compile: at least 1.20; 1.30: met",
+        "Stop rule: go on.",
+    ]
+    for rows in (calibrated(0.5, 1.3), calibrated(0.8, 1.1), calibrated(0.5, 1.3)[:-1]):
+        assert "STOP" in list(calibration.verdict(rows))[-1]
+    failed = calibrated(0.6, 1.3)
+    failed[-1] = {"name": "training block 3", "form": "lower-triton", "failed": "RuntimeError: out of memory"}
+    assert "open" in list(calibration.verdict(failed))[-1]
+
+
+def test_a_support_has_the_density_that_is_asked_for() -> None:
+    for width, _ in calibration.SPARSE:
+        for density in calibration.DENSITIES:
+            live = calibration.support(width, density).mask(width)
+            assert live.float().mean() == density
+            assert live.any(0).all()  # every input is read
+
+
+def test_the_questions_are_answered(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def broken(_: calibration.Setting) -> Any:
+        """What breaks?"""
+        yield answer("first", "ceiling") | {"shape": [1], "ratio": None, "gflops": 0.0}
+        raise RuntimeError("nothing left")
+
+    small = {"SIDE": 3, "K1_WIDTHS": (16, 8), "CONVOLUTIONS": ((64, 64, 2),), "SPARSE": ((256, 2),), "LAUNCHES": 2, "TIMES": 3}
+    for name, value in small.items():
+        monkeypatch.setattr(calibration, name, value)
+    monkeypatch.setattr(calibration, "third_block", lambda: (nn.Sequential(*models.densenet(10, 4)[1:3]), 16))
+    monkeypatch.setattr(calibration, "QUESTIONS", (*calibration.QUESTIONS, broken))
+    monkeypatch.setattr(calibration, "write_timings", lambda name, rows: record.write_timings(name, rows, tmp_path))
+    calibration.main(["--batch", "2", "--seconds", "0.001"])
+    assert "What was to be reached is for a GPU." in capsys.readouterr().out
+    (file,) = tmp_path.glob("*/calibration.json")
+    rows = json.loads(file.read_text())["rows"]
+    assert [(row["name"], row["form"]) for row in rows if row.get("failed")] == [("broken", "")]
+    assert "RuntimeError: nothing left" in text(calibration.show(rows))
+    found = {(row["name"], row["form"]): row for row in rows}
+    assert found["training block 3", "lower-torch"]["ratio"] > 0
+    sparse = found["block-sparse 3x3 of 256", "density 0.25"]
+    dense = found["block-sparse 3x3 of 256", "dense"]
+    assert sparse["gflops"] * sparse["ms"][1] == pytest.approx(dense["gflops"] * dense["ms"][1] / 4, rel=0.2)
+    assert {row["name"] for row in rows} >= {"copy", "concat", "product of a slab", "3x3", "K1", "launch"}
 
 
 def test_growth_is_read_off_the_chains() -> None:

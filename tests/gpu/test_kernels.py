@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 
 import swnet
+from benchmarks import calibration
+from benchmarks.bench_networks import Arm, examine
 from benchmarks.models import densenet, seeded
 from swkernels import (
     Cluster,
@@ -200,3 +202,25 @@ def test_a_training_step_of_a_lowered_dense_net(dtype: torch.dtype) -> None:
     errors = [[(value.grad.double() - true.grad).pow(2).sum().item() for value in (mine, plain)] for mine, plain, true in pairs]
     ours, theirs = (sum(side) for side in zip(*errors, strict=True))
     assert ours**0.5 <= 2 * theirs**0.5
+
+
+def test_the_networks_of_the_benchmark_run_in_graphs_in_all_forms() -> None:
+    arms = {"original": Arm(lambda: densenet(10, 16), (3, 32, 32))}
+    asked = ("compile-cat", "lower-triton", "lower-auto", "lower-compile")
+    rows = examine("small", arms, asked, torch.device("cuda"), torch.bfloat16, 16, 3)
+    assert [(row["form"], row["failed"]) for row in rows] == [(form, None) for form in ("eager", *asked)]
+    assert all(row["peak_memory"] > 0 for row in rows)
+
+
+@pytest.mark.parametrize("question", [calibration.strided, calibration.gather, calibration.block_sparse, calibration.launch])
+def test_the_questions_of_the_calibration_are_answered(question: Any) -> None:
+    gather(torch.randn(*ROWS, 64, device="cuda"), Taps.of((0, 8)))  # one question asks torch alone
+    rows = calibration.answered(question, calibration.Setting(torch.device("cuda"), torch.bfloat16, 8, 0.01))
+    assert rows
+    assert not [row["failed"] for row in rows if row.get("failed")]
+
+
+def test_a_training_step_is_captured_and_right(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calibration, "third_block", lambda: (nn.Sequential(*densenet(10, 16)[1:3]), 16))
+    rows = calibration.answered(calibration.training, calibration.Setting(torch.device("cuda"), torch.bfloat16, 8))
+    assert [(row["form"], row.get("failed")) for row in rows] == [(form, None) for form in ("eager", "compile-cat", "lower-triton")]
