@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
+from swcompile.lower.gpus import GPU
 from swcompile.lower.operations import (
     KERNEL_MAPS,
     KERNEL_PRODUCTS,
@@ -37,7 +38,7 @@ def calibrated(device: torch.device, begin: Callable[[str], None] = lambda _: No
         named = str(dtype).removeprefix("torch.")
         begin(f"timing operations on {named}")
         dtypes[named] = dict(_timed_all(device, dtype, seconds))
-    return Rates(device_name(device), versions(), dtypes)
+    return Rates(device_name(device), versions(), dtypes, GPU.of(device) if device.type == "cuda" else None)
 
 
 def _timed_all(device: torch.device, dtype: torch.dtype, seconds: float) -> Iterator[tuple[str, Timings]]:

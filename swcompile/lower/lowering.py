@@ -82,9 +82,7 @@ class Lowering:
             rates, unread = _known(device)
             layout = _layout(weight, arguments or ())
             chosen = choose(graph, sites, rates, layout)
-            why = unread or _why(
-                chosen, None if rates is None else f"{rates.device}, torch {rates.versions.get('torch')}", f"channels {layout}"
-            )
+            why = unread or _why(chosen, None if rates is None else _told(rates, device), f"channels {layout}")
         made, bypassed = lowered(graph, shell, chosen.forms)
         return Lowered(made, bypassed, Choices(call, why, chosen.choices))
 
@@ -141,6 +139,12 @@ def _known(device: torch.device) -> tuple[Rates | None, str]:
         return known(device), ""
     except SwnetError as error:
         return None, str(error)
+
+
+def _told(rates: Rates, device: torch.device) -> str:
+    """Say what a table was measured on, and that this is another device where it is."""
+    other = "" if rates.device == device_name(device) else f"another {'GPU' if device.type == 'cuda' else 'CPU'}, "
+    return f"{other}{rates.device}, torch {rates.versions.get('torch')}"
 
 
 def _is_plain(value: Any) -> bool:

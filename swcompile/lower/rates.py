@@ -1,8 +1,9 @@
 """How long operations take on a device: tables that `swcompile bench --calibrate` measures, and where they are kept.
 
 A table holds timings of each operation of swcompile.lower.operations for each dtype. One measured on the very device comes first,
-by this version of torch and Triton; then the one shipped for a device of that name; then, for a CPU, the one shipped for CPUs. With
-none, nothing is known and nothing is promised.
+by this version of torch and Triton; then the one shipped for a device of that name; then, for a CPU, the one shipped for CPUs, and
+for a GPU the one of the nearest GPU that one is shipped for (swcompile.lower.gpus). With none, nothing is known and nothing is
+promised.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import os
 import platform
 import re
 from collections.abc import Mapping
-from dataclasses import astuple, dataclass
+from dataclasses import asdict, astuple, dataclass
 from functools import cached_property
 from importlib import metadata
 from pathlib import Path
@@ -25,6 +26,7 @@ import torch
 from numpy.typing import NDArray
 
 from swcompile.errors import SwnetError
+from swcompile.lower.gpus import GPU
 
 Floats = NDArray[np.float64]
 
@@ -136,11 +138,12 @@ def fitted(parts: Floats, seconds: Floats) -> Floats:
 
 @dataclass(frozen=True)
 class Rates:
-    """The timings on a device: by dtype ("float32"), by operation. `versions` are those it was measured with."""
+    """The timings on a device: by dtype ("float32"), by operation. `versions` are those it was measured with; `gpu` tells a GPU."""
 
     device: str
     versions: Mapping[str, str | None]
     dtypes: Mapping[str, Mapping[str, Timings]]
+    gpu: GPU | None = None
 
     def of(self, dtype: torch.dtype) -> Mapping[str, Timings]:
         """Return the timings of operations on a dtype; none where it was not measured."""
@@ -154,7 +157,8 @@ class Rates:
             }
             for dtype, by in self.dtypes.items()
         }
-        return {"device": self.device, "versions": dict(self.versions), "dtypes": dtypes}
+        gpu = None if self.gpu is None else asdict(self.gpu)
+        return {"device": self.device, "gpu": gpu, "versions": dict(self.versions), "dtypes": dtypes}
 
     @classmethod
     def of_dict(cls, read: Mapping[str, Any]) -> Rates:
@@ -163,7 +167,8 @@ class Rates:
             dtype: {name: Timings(found["item"], tuple(Timing(*one) for one in found["timings"])) for name, found in by.items()}
             for dtype, by in read["dtypes"].items()
         }
-        return cls(str(read["device"]), dict(read["versions"]), dtypes)
+        gpu = None if read["gpu"] is None else GPU(**read["gpu"] | {"capability": tuple(read["gpu"]["capability"])})
+        return cls(str(read["device"]), dict(read["versions"]), dtypes, gpu)
 
 
 def device_name(device: torch.device) -> str:
@@ -210,7 +215,15 @@ def known(device: torch.device) -> Rates | None:
         measured = [file for file in (_measured(name),) if file.is_file()]
     except (OSError, RuntimeError):  # there is no home, or it is somebody else's
         measured = []
-    return next((_read(file) for file in (*measured, *shipped) if file.is_file()), None)
+    found = next((_read(file) for file in (*measured, *shipped) if file.is_file()), None)
+    return _nearest(GPU.of(device)) if found is None and device.type == "cuda" else found
+
+
+def _nearest(gpu: GPU) -> Rates | None:
+    """Return the shipped table of the GPU nearest to one, or None where all are of other vendors or major capabilities."""
+    apart = ((gpu.apart(table.gpu), table) for table in map(_read, sorted(SHIPPED.glob("*.json"))) if table.gpu is not None)
+    distance, nearest = min(apart, key=lambda pair: pair[0], default=(math.inf, None))
+    return nearest if math.isfinite(distance) else None
 
 
 def keep(rates: Rates) -> Path:

@@ -9,6 +9,7 @@ import pickle
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,8 @@ from torch import nn
 import swnet
 from benchmarks.models import densenet, seeded
 from swcompile.errors import SwnetError
-from swcompile.lower import calibrate, costs, operations, rates, run
+from swcompile.lower import calibrate, costs, lowering, operations, rates, run
+from swcompile.lower.gpus import GPU
 from swcompile.lower.rates import Rates, Timing, Timings, flops, moved
 from swcompile.lower.regions import lay_out_regions
 from swcompile.lower.sites import find_sites
@@ -75,7 +77,7 @@ def test_the_fastest_form_is_chosen(made_up: Rates, form: str, believed: Callabl
     assert bool(launched) == (form == "triton")
     predicted = [(one.seconds, one.plain_seconds) for one in choices.gathers]
     assert sum(one for one, _ in predicted) < sum(one for _, one in predicted) or form == "plain"
-    assert "a device" in choices.why
+    assert "as predicted from timings of another CPU, a device, torch 0" in choices.why
 
 
 @pytest.mark.parametrize(("found", "why"), [(None, "nothing is known"), (replace(table(), dtypes={}), "nothing for this dtype")])
@@ -268,8 +270,68 @@ def test_tables_are_kept_and_the_nearest_is_found(tmp_path: Path, monkeypatch: p
     assert rates.known(CPU).device == "this CPU"
 
 
+A100, A10, H100, H200 = (
+    GPU("cuda", (8, 0), 108, 80 << 30, 2.0e12),
+    GPU("cuda", (8, 6), 72, 24 << 30, 0.6e12),
+    GPU("cuda", (9, 0), 132, 80 << 30, 3.4e12),
+    GPU("cuda", (9, 0), 132, 141 << 30, 4.8e12),
+)
+
+
 @pytest.mark.parametrize(
-    "text", ["", "{}", "[1]", '{"device": 1, "versions": {}, "dtypes": {"float32": {"cat": {"item": 4, "timings": []}}}}']
+    ("gpu", "nearest"),
+    [
+        (replace(H200, memory=96 << 30, bandwidth=4.0e12), "H100"),
+        (replace(H200, bandwidth=None), "H200"),  # by its memory
+        (replace(H200, memory=94 << 30, bandwidth=None), "H100"),
+        (replace(H100, capability=(9, 1)), "H100"),
+        (replace(A10, multiprocessors=84, bandwidth=0.7e12), "A10"),
+        (replace(A10, multiprocessors=120, memory=40 << 30, bandwidth=1.5e12), "A100"),
+        (replace(H100, capability=(10, 0)), None),
+        (replace(H100, vendor="hip"), None),
+    ],
+)
+def test_a_gpu_without_a_table_goes_by_that_of_the_nearest(
+    gpu: GPU, nearest: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device = torch.device("cuda:1")
+    told = SimpleNamespace(major=gpu.capability[0], minor=gpu.capability[1], multi_processor_count=gpu.multiprocessors)
+    told.total_memory = gpu.memory
+    if gpu.bandwidth is not None:
+        told.memory_bus_width, told.memory_clock_rate = 4096, gpu.bandwidth / 1024 / 1000  # kHz, two transfers of 512 bytes
+    properties = {device: told}
+    monkeypatch.setattr("torch.cuda.get_device_properties", properties.__getitem__)
+    monkeypatch.setattr("torch.cuda.get_device_name", {device: "a GPU"}.__getitem__)
+    monkeypatch.setattr("torch.version.hip", "7.0" if gpu.vendor == "hip" else None)
+    assert GPU.of(device) == gpu
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    assert rates.known(device) is None  # no GPU's table is shipped yet
+    monkeypatch.setattr(rates, "SHIPPED", tmp_path)
+    assert rates.known(device) is None
+    for name, one in (("A100", A100), ("A10", A10), ("H100", H100), ("H200", H200), ("some CPU", None)):
+        file = tmp_path / f"{'cpu' if one is None else rates.slug(name)}.json"
+        file.write_text(_text(replace(table(), device=name, gpu=one)))
+    found = rates.known(device)
+    assert (found and found.device) == nearest
+    if found is not None:
+        assert lowering._told(found, device) == f"another GPU, {nearest}, torch 0"
+
+    (tmp_path / "a-gpu.json").write_text(_text(replace(table(), device="a GPU", gpu=gpu)))
+    found = rates.known(device)
+    assert found == replace(table(), device="a GPU", gpu=gpu)
+    assert lowering._told(found, device) == "a GPU, torch 0"
+
+
+def test_what_a_gpu_must_have() -> None:
+    for wrong in ({"capability": (9,)}, {"multiprocessors": 0}, {"bandwidth": 0.0}, {"memory": -1}):
+        with pytest.raises(ValueError, match="a GPU has"):
+            replace(H100, **wrong)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "{}", "[1]", '{"device": 1, "gpu": null, "versions": {}, "dtypes": {"float32": {"cat": {"item": 4, "timings": []}}}}'],
 )
 def test_a_file_that_holds_no_timings_is_told(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
