@@ -30,6 +30,7 @@ from swcompile.lower.gpus import GPU
 
 Floats = NDArray[np.float64]
 
+FORMAT = 1
 SHIPPED = Path(__file__).parent / "timings"
 """Tables by the device's name in small letters; `cpu.json` stands for CPUs that have none of their own."""
 
@@ -158,11 +159,13 @@ class Rates:
             for dtype, by in self.dtypes.items()
         }
         gpu = None if self.gpu is None else asdict(self.gpu)
-        return {"device": self.device, "gpu": gpu, "versions": dict(self.versions), "dtypes": dtypes}
+        return {"format": FORMAT, "device": self.device, "gpu": gpu, "versions": dict(self.versions), "dtypes": dtypes}
 
     @classmethod
     def of_dict(cls, read: Mapping[str, Any]) -> Rates:
-        """Return the table that JSON had."""
+        """Return the table that JSON had. Raises ValueError for one of another format."""
+        if read.get("format") != FORMAT:
+            raise ValueError(f'its "format" should be {FORMAT}, not {read.get("format")}')
         dtypes = {
             dtype: {name: Timings(found["item"], tuple(Timing(*one) for one in found["timings"])) for name, found in by.items()}
             for dtype, by in read["dtypes"].items()

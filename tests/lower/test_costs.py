@@ -330,14 +330,26 @@ def test_what_a_gpu_must_have() -> None:
 
 
 @pytest.mark.parametrize(
-    "text",
-    ["", "{}", "[1]", '{"device": 1, "gpu": null, "versions": {}, "dtypes": {"float32": {"cat": {"item": 4, "timings": []}}}}'],
+    ("text", "why"),
+    [
+        ("", "JSONDecodeError"),
+        ("{}", 'its "format" should be 1, not None'),
+        ("[1]", "AttributeError"),
+        ('{"format": 1}', "KeyError"),
+        (
+            '{"format": 1, "device": 1, "gpu": null, "versions": {}, "dtypes": {"float32": {"cat": {"item": 4, "timings": []}}}}',
+            "at least one row",
+        ),
+        ('{"format": 1, "device": 1, "gpu": {"capability": [9]}, "versions": {}, "dtypes": {}}', "TypeError"),
+        ('{"format": 2, "device": 1, "gpu": null, "versions": {}, "dtypes": {}}', 'its "format" should be 1, not 2'),
+    ],
 )
-def test_a_file_that_holds_no_timings_is_told(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_holds_no_timings_is_told(text: str, why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     file = rates.keep(replace(table(), device=rates.device_name(CPU)))
     file.write_text(text)
-    with pytest.raises(SwnetError, match="holds no timings that can be read"):
+    told = rf"holds no timings that can be read \(.*{why}.*\); remove it, or run `swcompile bench --calibrate`"
+    with pytest.raises(SwnetError, match=told):
         rates.known(CPU)
     lowered = swnet.lower(used(bottlenecked(), X), X)
     assert "holds no timings that can be read" in swnet.ledger(lowered).lowered[0].why
