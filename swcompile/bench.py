@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from swcompile.errors import SwnetError, first_line
 from swcompile.lower import run
-from swcompile.lower.calibrate import calibrated
+from swcompile.lower.calibrate import DTYPES, calibrated
 from swcompile.lower.rates import Rates, device_name, flops, keep, moved, versions
 from swkernels.affine import NO_NORM, NormParts
 from swkernels.timing import quartiles
@@ -63,20 +63,27 @@ def microbenchmarks(
 
 def asked(device: str | None, dtype: str | None, batch: int | None) -> tuple[torch.device, torch.dtype, int]:
     """Return where, of what and how many: what was asked for, or what is usual there. Raises SwnetError for what there is not."""
-    kind = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if kind not in ("cpu", "cuda") or (kind == "cuda" and not torch.cuda.is_available()):
-        raise SwnetError(f"There is no device {kind!r} here; there is cpu{', and cuda' if torch.cuda.is_available() else ''}.")
-    on_gpu = kind == "cuda"
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    there = ("cpu", *(("cuda", *(f"cuda:{index}" for index in range(gpus))) if gpus else ()))
+    where = device or ("cuda" if gpus else "cpu")
+    if where not in there:
+        raise SwnetError(f"There is no device {where!r} here; there is {', '.join(there)}.")
+    on_gpu = where != "cpu"
     named = dtype or ("bfloat16" if on_gpu else "float32")
     if named not in FLOATS:
         raise SwnetError(f"There is no dtype {named!r} to time; there are {', '.join(FLOATS)}.")
-    return torch.device(kind), getattr(torch, named), batch or (256 if on_gpu else 8)
+    return torch.device(where), getattr(torch, named), batch or (256 if on_gpu else 8)
 
 
 def calibrate(device: torch.device, begin: Callable[[str], None] = lambda _: None) -> tuple[Rates, Path]:
     """Time the operations that gathers consist of, and keep that for swnet.lower; return it and where."""
     rates = calibrated(device, begin)
     return rates, keep(rates)
+
+
+def steps(device: torch.device, *, calibrating: bool) -> int:
+    """Return how many steps `calibrate` or `microbenchmarks` tells of."""
+    return len(DTYPES[device.type]) if calibrating else 1 + len(STAGES)
 
 
 def document(device: torch.device, rows: Sequence[Row]) -> dict[str, Any]:

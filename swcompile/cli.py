@@ -453,7 +453,7 @@ def check(path: str, entry: str | None, inputs: Sequence[str], as_json: bool, qu
 
 @cli.command(epilog=EXIT_CODES)
 @click.option("--calibrate", is_flag=True, help="Time this device's operations, for swnet.lower to choose by.")
-@click.option("--device", metavar="cpu|cuda", help="Where to run. [default: cuda where there is one]")
+@click.option("--device", metavar="cpu|cuda|cuda:N", help="Where to run. [default: cuda where there is one]")
 @click.option("--dtype", metavar="DTYPE", help="Of the maps. [default: bfloat16; float32 on a CPU]")
 @click.option("--batch", type=click.IntRange(1), metavar="N", help="Images at once. [default: 256; 8 on a CPU]")
 @_screen_options
@@ -465,11 +465,12 @@ def bench(calibrate: bool, device: str | None, dtype: str | None, batch: int | N
     """
     if calibrate and (dtype or batch):
         raise click.UsageError("--calibrate goes over all dtypes and batches: leave out --dtype and --batch.")
-    with _working(6, quiet=quiet) as begin:
+    with _working(1, quiet=quiet) as begin:
         _import_torch(begin)
         from swcompile import bench as timing
 
         where, kind, count = timing.asked(device, dtype, batch)
+    with _working(timing.steps(where, calibrating=calibrate), quiet=quiet) as begin:
         rates, file = timing.calibrate(where, begin) if calibrate else (None, None)
         rows = () if calibrate else tuple(timing.microbenchmarks(where, kind, count, begin))
     from swcompile import tables

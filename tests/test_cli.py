@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import json
@@ -574,6 +575,60 @@ def test_bench_times_gathers_and_calibrates(swcompile, tmp_path, monkeypatch):
     assert len(known.of(torch.float32)["torch map"].timings) == 2
 
 
+def test_bench_times_the_device_that_is_asked_for(swcompile, tmp_path, monkeypatch):
+    from swcompile import bench
+    from swcompile.lower import rates
+
+    timed = []
+
+    def calibrated(device, begin):
+        timed.append(device)
+        return rates.Rates("a GPU", {}, {})
+
+    def microbenchmarks(device, dtype, batch, begin):
+        timed.append((device, dtype, batch))
+        return iter(())
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda device: f"GPU {device.index}")
+    monkeypatch.setattr(bench, "calibrated", calibrated)
+    monkeypatch.setattr(bench, "microbenchmarks", microbenchmarks)
+    assert swcompile("bench", "--calibrate", "--device", "cuda:1").code == 0
+    assert "GPU 1" in swcompile("bench", "--device", "cuda:1").out
+    assert "GPU None" in swcompile("bench").out
+    gpus = [torch.device(name) for name in ("cuda:1", "cuda:1", "cuda")]
+    assert timed == [gpus[0], (gpus[1], torch.bfloat16, 256), (gpus[2], torch.bfloat16, 256)]
+    for none in ("cuda:2", "cuda:", "cuda:-1", "cuda:01", "cpu:0"):
+        found = swcompile("bench", "--device", none)
+        assert found.code == 2
+        assert f"There is no device '{none}' here; there is cpu, cuda, cuda:0, cuda:1." in found.err
+
+
+@pytest.mark.parametrize("options", [(), ("--calibrate",)])
+def test_benchs_bar_ends_full(swcompile, options, tmp_path, monkeypatch):
+    from swcompile import bench
+    from swcompile.lower import calibrate
+
+    bars = []
+
+    @contextlib.contextmanager
+    def working(steps, *, quiet):
+        begun = []
+        yield begun.append
+        bars.append((steps, len(begun)))
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(cli, "_working", working)
+    monkeypatch.setattr(bench, "_ceilings", lambda *_: iter(()))
+    monkeypatch.setattr(bench, "_gather", lambda *_: iter(()))
+    monkeypatch.setattr(calibrate, "_timed_all", lambda *_: iter(()))
+    monkeypatch.setitem(calibrate.DTYPES, "cpu", (torch.float32, torch.float64))
+    assert swcompile("bench", "--device", "cpu", *options).code == 0
+    assert bars == [(1, 1), (2, 2) if options else (5, 5)]
+
+
 def test_the_forms_that_bench_times_compute_the_same():
     from swcompile import bench
 
@@ -588,6 +643,7 @@ def test_the_forms_that_bench_times_compute_the_same():
     ("options", "message"),
     [
         (("--device", "tpu"), "There is no device 'tpu'"),
+        (("--device", "cuda:7"), "There is no device 'cuda:7' here; there is cpu"),
         (("--dtype", "int8", "--device", "cpu"), "There is no dtype 'int8'"),
         (("--calibrate", "--batch", "2"), "leave out --dtype and --batch"),
         (("--batch", "0"), "0 is not in the range"),

@@ -14,6 +14,7 @@ import swnet
 from benchmarks import calibration
 from benchmarks.bench_networks import Arm, examine
 from benchmarks.models import densenet, seeded
+from swcompile.lower import calibrate, operations
 from swkernels import (
     Cluster,
     Norm,
@@ -224,3 +225,15 @@ def test_a_training_step_is_captured_and_right(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(calibration, "third_block", lambda: (nn.Sequential(*densenet(10, 16)[1:3]), 16))
     rows = calibration.answered(calibration.training, calibration.Setting(torch.device("cuda"), torch.bfloat16, 8))
     assert [(row["form"], row.get("failed")) for row in rows] == [(form, None) for form in ("eager", "compile-cat", "lower-triton")]
+
+
+def test_calibration_times_the_kernels_on_the_last_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, few in (("SIDES", (8,)), ("CHANNELS", (64,)), ("OUTPUTS", (32,)), ("BATCHES", {"cuda": (2,)})):
+        monkeypatch.setattr(calibrate, name, few)
+    device = torch.device("cuda", torch.cuda.device_count() - 1)
+    found = calibrate.calibrated(device, seconds=0.01)
+    assert found.gpu is not None
+    assert found.gpu.capability == torch.cuda.get_device_capability(device)
+    assert found.gpu.apart(found.gpu) == 0
+    for dtype in DTYPES:
+        assert {*operations.KERNEL_MAPS, *operations.KERNEL_PRODUCTS} < set(found.of(dtype))
