@@ -363,9 +363,9 @@ def lower(model: nn.Module, example_inputs: object = None, *, backend: str = "au
     "auto" predicts from timings of the device's operations what each gather would take, and leaves alone what gains nothing;
     `swcompile bench --calibrate` makes these timings. A CPU that has none goes by those of another; a GPU by those shipped for the
     nearest of its vendor and major compute capability, and is left alone where there is none. It chooses at the first call of a
-    kind: by device, dtype, layout, and the power of two of each size. Inside torch.compile and torch.export, what was chosen for
-    the example inputs runs; calls with keywords, or with anything but tensors, run as before. `swnet.ledger` says what was chosen
-    and why.
+    kind: by device, a CPU's threads, dtype, layout, and the power of two of each size. Inside torch.compile and torch.export, what
+    was chosen for the example inputs runs; calls with keywords, or with anything but tensors, run as before. `swnet.ledger` says
+    what was chosen and why.
 
     With `training`, train mode is lowered, too: gather, batch norm, activation and layer run as one operation, which keeps nothing
     for the backward pass but the maps that it reads, and computes the rest anew there; the statistics of a map are taken once for

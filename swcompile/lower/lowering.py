@@ -47,7 +47,8 @@ class Lowering:
             return tuple(value.dim() for value in arguments)
         kinds = ((value.dtype, *((size - 1).bit_length() for size in value.shape)) for value in arguments)
         weight = _weight(module)
-        return (None if weight is None else (weight.device, weight.dtype), _layout(weight, arguments), *kinds)
+        threads = torch.get_num_threads() if weight is None or weight.device.type == "cpu" else None  # timings on CPUs are by them
+        return (None if weight is None else (weight.device, weight.dtype), threads, _layout(weight, arguments), *kinds)
 
     def example_of(self, module: nn.Module) -> Example:
         """Return the example inputs as a module takes them that may have been converted since."""

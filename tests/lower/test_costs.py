@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import itertools
 import json
 import pickle
@@ -192,6 +193,25 @@ def test_each_kind_of_call_is_chosen_for_when_it_first_comes(monkeypatch: pytest
     assert choices.call.startswith("2x3x8x8:float64")
     assert "nothing for this dtype" in choices.why
     assert len(swnet.ledger(lowered).as_dict()["lowered"]) == 1
+
+
+def test_other_threads_are_another_kind_of_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the timings of a CPU with other threads are another table."""
+    by_threads = {1: table(plain=10), 2: table(by_torch=10)}
+    monkeypatch.setattr("torch.get_num_threads", lambda: 1)
+    monkeypatch.setattr("swcompile.lower.lowering.known", lambda _: by_threads[torch.get_num_threads()])
+    model = used(bottlenecked(), X)
+    chosen, asked = swnet.lower(model, X), swnet.lower(model, X, backend="torch")
+    for threads, made in ((1, 1), (2, 2), (1, 2), (2, 2)):
+        monkeypatch.setattr("torch.get_num_threads", functools.partial(int, threads))
+        with torch.no_grad():
+            torch.testing.assert_close(chosen(X), asked(X), rtol=1e-4, atol=1e-5)
+        assert (len(chosen.programs), len(asked.programs)) == (made, 1)
+    first, second = swnet.ledger(chosen).lowered
+    assert first.call.endswith(", 1 threads")
+    assert second.call.endswith(", 2 threads")
+    assert {one.form for one in first.gathers} == {"torch"}
+    assert {one.form for one in second.gathers} == {"plain"}
 
 
 @pytest.mark.parametrize("remade", [copy.deepcopy, lambda module: pickle.loads(pickle.dumps(module))])
