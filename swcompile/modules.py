@@ -360,7 +360,7 @@ class RewiredModule(fx.GraphModule):
 
     def _apply(self, fn: Any, recurse: bool = True) -> RewiredModule:
         """Move or convert the module; what was chosen for another device or dtype, or by masks that lay there, is forgotten."""
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch's is untyped
         if self.lowering is not None and (self.lowering.backend == "auto" or self._has_masks()):
             self.recompile()
         return self
