@@ -11,6 +11,7 @@ import copy
 import functools
 import importlib
 import itertools
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -247,6 +248,7 @@ class RewiredModule(fx.GraphModule):
     eval_graph: fx.Graph | None = None
     lowering: Any = None
     _programs: dict[Any, _Program]
+    _making: threading.RLock
     swcompile: Any = None
 
     @classmethod
@@ -291,7 +293,7 @@ class RewiredModule(fx.GraphModule):
         if self.eval_graph is None and self.lowering is None:
             return code
         in_training, in_eval = type(self).forward, self._forward_of(self.eval_graph)
-        self.__dict__["_programs"] = {}
+        self.__dict__.update(_programs={}, _making=threading.RLock())  # copies have their own
         if self.lowering is not None:
             self._programs[EXAMPLE] = self._lowered_for(None)
             if (key := self.lowering.example_key(self)) is not None:
@@ -355,7 +357,9 @@ class RewiredModule(fx.GraphModule):
         if key is None:
             return None
         if key not in programs:
-            programs[key] = self._lowered_for(args)
+            with self._making:  # threads whose first calls come together make one
+                if key not in programs:
+                    programs[key] = self._lowered_for(args)
         return programs[key]
 
     def _apply(self, fn: Any, recurse: bool = True) -> RewiredModule:

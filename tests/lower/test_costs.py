@@ -7,7 +7,10 @@ import functools
 import itertools
 import json
 import pickle
+import threading
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,7 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import swnet
 from benchmarks.models import densenet, seeded
@@ -212,6 +215,37 @@ def test_other_threads_are_another_kind_of_call(monkeypatch: pytest.MonkeyPatch)
     assert second.call.endswith(", 2 threads")
     assert {one.form for one in first.gathers} == {"torch"}
     assert {one.form for one in second.gathers} == {"plain"}
+
+
+@pytest.mark.parametrize("remade", [lambda module: module, copy.deepcopy, lambda module: pickle.loads(pickle.dumps(module))])
+def test_threads_whose_first_calls_come_together_make_one_program_a_kind(
+    remade: Callable[[nn.Module], Any], believed: Callable[[Rates], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    believed(table(plain=10))
+    model = used(bottlenecked(), X)
+    lowered = remade(swnet.lower(model, X))
+    made: list[int] = []
+    program, together = lowering.Lowering.program, threading.Barrier(6)
+
+    def slow(self: Any, module: Any, arguments: Any) -> Any:
+        made.append(len(arguments[0]))
+        time.sleep(0.1)  # for the others to come to where they would make it, too
+        return program(self, module, arguments)
+
+    def call(x: Tensor) -> Tensor:
+        together.wait(timeout=60)
+        with torch.no_grad():  # which is each thread's own
+            return lowered(x)
+
+    monkeypatch.setattr(lowering.Lowering, "program", slow)
+    xs = [torch.randn(batch, *X.shape[1:]) for batch in (16, 64) * 3]
+    with ThreadPoolExecutor(len(xs)) as pool:
+        found = list(pool.map(call, xs, timeout=60))
+    assert sorted(made) == [16, 64]
+    assert len(lowered.programs) == 3
+    with torch.no_grad():
+        for x, y in zip(xs, found, strict=True):
+            torch.testing.assert_close(y, model(x), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("remade", [copy.deepcopy, lambda module: pickle.loads(pickle.dumps(module))])
