@@ -357,8 +357,8 @@ def lower(model: nn.Module, example_inputs: object = None, *, backend: str = "au
     is never made. A layer masked in tiles (wiring "tile") runs over what its clusters of outputs read, which saves as much work as
     it has masked. In train mode, under autocast, and where a gradient is asked for, the model runs as before: call it under
     torch.no_grad() or torch.inference_mode(). Its modules, its state dict and what it computes are the same, up to the rounding of
-    another order of sums. Left alone are concats whose values are written in place, or leave the model, or meet `.view`, and
-    modules with hooks. `swnet.save` does not keep it: lower what `swnet.load` returns.
+    another order of sums. Left alone are concats whose values are written in place or leave the model, those that no layer reads,
+    and modules with hooks. `swnet.save` does not keep it: lower what `swnet.load` returns.
 
     "auto" predicts from timings of the device's operations what each gather would take, and leaves alone what gains nothing;
     `swcompile bench --calibrate` makes these timings. A CPU that has none goes by those of another; a GPU by those shipped for the

@@ -329,7 +329,7 @@ class RewiredModule(fx.GraphModule):
     @property
     def programs(self) -> tuple[Lowered, ...]:
         """What has been lowered so far: for the example inputs, and for each kind of call that came."""
-        programs = {id(program): program.lowered for program in self.__dict__.get("_programs", {}).values()}
+        programs = {id(program): program.lowered for program in list(self.__dict__.get("_programs", {}).values())}
         return tuple(programs.values())
 
     def _lowered_run(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Callable[..., Any] | None:

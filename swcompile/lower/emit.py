@@ -114,7 +114,7 @@ def _emit(made: fx.Graph, region: Region, copies: dict[fx.Node, fx.Node], root: 
         slab = [node for place, node in slabs if place < order[last]][-1]
         with made.inserting_before(last):
             value = _value(made, site, slab, region.runs(site), root, forms[site])
-        _replace(site, value, copies)
+        _replace(made, site, value, copies)
 
 
 def _emit_apart(made: fx.Graph, site: Site, copies: dict[fx.Node, fx.Node], root: nn.Module, form: str) -> None:
@@ -125,11 +125,14 @@ def _emit_apart(made: fx.Graph, site: Site, copies: dict[fx.Node, fx.Node], root
         if form == "triton":
             maps = made.call_function(run.beside, maps, {"axis": site.axis})
         value = _value(made, site, maps, _apart_runs(site), root, form)
-    _replace(site, value, copies)
+    _replace(made, site, value, copies)
 
 
-def _replace(site: Site, value: fx.Node, copies: dict[fx.Node, fx.Node]) -> None:
+def _replace(made: fx.Graph, site: Site, value: fx.Node, copies: dict[fx.Node, fx.Node]) -> None:
     """Let a value take the place of a site's last node, for what reads that and for sites that come later."""
+    if site.is_viewed:
+        with made.inserting_after(value):
+            value = made.call_method("contiguous", (value,))
     copies[site.last].replace_all_uses_with(value)
     copies[site.last] = value
 
@@ -227,7 +230,7 @@ def _emit_trained(
         value = made.call_function(
             run_training.train, (maps, _apart_runs(site), site.axis, taken, norm, activation, weight, bias, by_kernel)
         )
-    _replace(site, value, copies)
+    _replace(made, site, value, copies)
 
 
 def _apart_runs(site: Site) -> tuple[int, ...]:

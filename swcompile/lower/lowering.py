@@ -82,6 +82,7 @@ class Lowering:
         else:
             rates, unread = _known(device)
             layout = _layout(weight, arguments or ())
+            sites = tuple(site for site in sites if not site.is_viewed)  # nothing is known of what laying it back takes
             chosen = choose(graph, sites, rates, layout)
             why = unread or _why(chosen, None if rates is None else _told(rates, device), f"channels {layout}")
         made, bypassed = lowered(graph, shell, chosen.forms)

@@ -39,11 +39,13 @@ _FUNCTIONS: Mapping[object, str] = {
     functional.hardswish: "hardswish",
 }
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_FUNCTIONAL: Mapping[object, int] = {functional.linear: -1, functional.conv1d: 1, functional.conv2d: 1, functional.conv3d: 1}
+"""Functions that take a weight, and where its input has the channels."""
 _FIXED = (*_CONVS, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, *(MASKED[conv] for conv in _CONVS))
 """Layers that take one number of channels and no other."""
 _FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
-_BY_STRIDES = ("view", "view_as", "as_strided", "set_")
-"""Methods that fail or change with the strides of a value, which a site does not keep."""
+_VIEWS, _BY_STORAGE = ("view", "view_as"), ("as_strided", "set_", "stride", "is_contiguous")
+"""Methods that need a map to lie with its channels first, and methods whose result goes by how it lies."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,8 @@ class Site:
     out_activation: fx.Node | None = None
     support: Support | None = None
     kernel_area: int = 1
+    is_viewed: bool = False
+    """Whether something behind goes by strides, so that the map must lie with its channels first again."""
 
     @property
     def steps(self) -> tuple[fx.Node, ...]:
@@ -107,12 +111,17 @@ def find_sites(graph: fx.Graph, root: nn.Module) -> tuple[Site, ...]:
     if any(WRITES in node.meta or "autocast" in str(node.target) for node in graph.nodes):
         return ()
     found = (site for node in graph.nodes for site in (_behind(node, root) if _is_cat(node) else _in_clusters(node, root)))
-    return tuple(site for site in found if site.axis == -1 or not _goes_by_strides(site.last))
+    kept = (site for site in found if site.axis == -1 or not _shows_how_it_lies(site.last))
+    return tuple(replace(site, is_viewed=site.axis == 1 and _meets(site.last, _VIEWS)) for site in kept)
 
 
-def _goes_by_strides(node: fx.Node) -> bool:
+def _shows_how_it_lies(node: fx.Node) -> bool:
     """Say whether a value leaves the graph, or meets an operation that goes by its strides: sites make maps channels-last."""
-    return any(user.op == "output" or (user.op == "call_method" and user.target in _BY_STRIDES) for user in node.users)
+    return _meets(node, _BY_STORAGE) or any(user.op == "output" for user in node.users)
+
+
+def _meets(node: fx.Node, methods: Sequence[str]) -> bool:
+    return any(user.op == "call_method" and user.target in methods for user in node.users)
 
 
 def _behind(cat: fx.Node, root: nn.Module) -> Iterator[Site]:
@@ -148,8 +157,12 @@ def _fixes_width(user: fx.Node, value: fx.Node, axis: int, root: nn.Module) -> b
     """
     if activation_of(user, root) is not None:
         return any(_fixes_width(other, user, axis, root) for other in user.users)
-    module: Any = module_of(user, root)
-    if is_norm(user, root):
+    if user.op == "call_function" and user.target in _FUNCTIONAL and len(user.args) > 1:
+        source, weight, *_ = user.args
+        is_own = isinstance(weight, fx.Node) and weight.op == "get_attr"
+        return source is value and is_own and axis == _FUNCTIONAL[user.target]
+    module: Any = _called(user, root)
+    if type(module) in _NORMS:
         return _norms_channels(user, value, axis)
     if axis == -1:
         return type(module) in (nn.Linear, MaskedLinear)
@@ -214,9 +227,11 @@ def _with_product(site: Site, user: fx.Node, root: nn.Module) -> Site:
 
 
 def pieces_of(node: fx.Node, axis: int) -> Iterator[Piece]:
-    """Follow concats and splits back to the maps; yield what a value is made of, neighbours joined."""
+    """Follow concats and splits back to the maps; yield what a value is made of, neighbours joined and no empty ones."""
     last: Piece | None = None
     for piece in _unjoined(node, axis):
+        if piece.start == piece.stop:
+            continue
         if last is not None and last.source is piece.source and last.stop == piece.start:
             last = Piece(last.source, last.start, piece.stop)
             continue
@@ -312,12 +327,15 @@ def _only_user(node: fx.Node) -> fx.Node | None:
     return users[0] if len(users) == 1 else None
 
 
+def _called(node: fx.Node, root: nn.Module) -> nn.Module | None:
+    """Return the module a node calls."""
+    return root.get_submodule(str(node.target)) if node.op == "call_module" else None
+
+
 def module_of(node: fx.Node, root: nn.Module) -> nn.Module | None:
     """Return the module a node calls, where it may be bypassed: a hook or a forward of the user's must run."""
-    if node.op != "call_module":
-        return None
-    module = root.get_submodule(str(node.target))
-    return None if module._forward_hooks or module._forward_pre_hooks or "forward" in module.__dict__ else module
+    module = _called(node, root)
+    return None if module is None or module._forward_hooks or module._forward_pre_hooks or "forward" in module.__dict__ else module
 
 
 def is_norm(node: fx.Node, root: nn.Module) -> bool:
