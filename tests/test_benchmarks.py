@@ -214,7 +214,11 @@ def test_lowering_is_timed_or_said_to_be_left_alone(monkeypatch: pytest.MonkeyPa
         bench_lower.examine("densenet", network, "channels last", batch=2, rounds=2, backend="torch"),
         bench_lower.examine("densenet", network, "channels first", batch=2, rounds=2),
     ]
+    tiled = swnet.transform(network, torch.zeros(1, 3, 32, 32), **bench_lower.REWIRED["#"])
+    rows.append(bench_lower.examine("#densenet", tiled, "channels first", 2, 2, "torch", network))
     assert rows[0]["ratio"] > 0
+    assert rows[2]["ratio"] > 0
+    assert rows[2]["baseline"] == "original"
     assert "by torch" in rows[0]["chosen"]
     assert "nothing is known of this device" in rows[1]["left_alone"]
     shown = text(bench_lower.show(rows))
