@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
+import torch
 from torch import fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -23,6 +24,7 @@ from swcompile.trace.layers import LAYER_TYPES
 from swcompile.trace.lines import is_by_user, line_of
 from swcompile.trace.purify import purify
 from swcompile.trace.shapes import (
+    Autocast,
     Example,
     describe_inputs,
     infer_example,
@@ -217,10 +219,15 @@ def layer_graph(graph: fx.Graph, root: nn.Module, example: Example, like: LayerG
     return _layer_graph(graph, root, skeleton(root, mode), example, mode, like)
 
 
-def shaped(graph: fx.Graph, root: nn.Module, example: Example) -> None:
-    """Write shapes into a graph; nothing is computed."""
+def shaped(graph: fx.Graph, root: nn.Module, example: Example, autocast: Autocast | None = None) -> None:
+    """Write shapes into a graph, with the dtypes that values have under autocast, or without; nothing is computed.
+
+    Each type of device has operations of its own that autocast leaves in full precision, so the fake tensors are on one of it.
+    """
     mode = FakeTensorMode(allow_non_fake_inputs=True)
-    propagate(graph, skeleton(root, mode), example, mode)
+    kind, dtype = autocast or ("cpu", None)
+    with torch.device(kind), torch.autocast(kind, dtype, enabled=autocast is not None, cache_enabled=False):
+        propagate(graph, skeleton(root, mode, kind), example, mode)
 
 
 def _layer_graph(

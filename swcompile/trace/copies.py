@@ -38,15 +38,16 @@ def copy_hooks(source: torch.Tensor, target: torch.Tensor) -> None:
         ours.register_post_accumulate_grad_hook(hook)
 
 
-def skeleton(model: nn.Module, mode: FakeTensorMode) -> nn.Module:
+def skeleton(model: nn.Module, mode: FakeTensorMode, device: str = "cpu") -> nn.Module:
     """Copy a model with fake parameters and buffers: its structure at no memory, whatever device it is on.
 
-    Fake tensors live on the CPU even for a model on `meta`, so that constants made in `forward` can meet them.
+    Fake tensors live on the CPU, unless told otherwise, even for a model on `meta`, so that constants made in `forward` can meet
+    them.
     """
     _refuse_lazy(model)
     memo: dict[int, Any] = {}
     for tensor in (*model.parameters(), *model.buffers()):
-        fake = memo[id(tensor)] = make_fake(mode, tensor.shape, tensor.dtype)
+        fake = memo[id(tensor)] = make_fake(mode, tensor.shape, tensor.dtype, device=device)
         if isinstance(tensor, nn.Parameter):
             fake.requires_grad_(tensor.requires_grad)
             cast(Any, fake)._is_param = True  # as nn.Parameter itself does, after copying

@@ -57,6 +57,8 @@ class Spec:
 
 Example = tuple[Any, ...]
 """Example inputs in which every tensor is replaced by its Spec."""
+Autocast = tuple[str, torch.dtype]
+"""A state of torch.autocast: the type of the devices that it is on for, and the dtype that it computes in."""
 
 
 def describe_inputs(inputs: object) -> Example:
