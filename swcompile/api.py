@@ -355,17 +355,19 @@ def lower(model: nn.Module, example_inputs: object = None, *, backend: str = "au
     Maps that layers gather from are written once, as they are made, into a slab with channels last, or are left where they are;
     gather, norm, activation and a 1x1 convolution or linear layer behind it (with norm and activation) run as one, and that concat
     is never made. A layer masked in tiles (wiring "tile") runs over what its clusters of outputs read, which saves as much work as
-    it has masked. In train mode, under autocast, and where a gradient is asked for, the model runs as before: call it under
-    torch.no_grad() or torch.inference_mode(). Its modules, its state dict and what it computes are the same, up to the rounding of
-    another order of sums. Left alone are concats whose values are written in place or leave the model, those that no layer reads,
-    and modules with hooks. `swnet.save` does not keep it: lower what `swnet.load` returns.
+    it has masked. In train mode, and where a gradient is asked for, the model runs as before: call it under torch.no_grad() or
+    torch.inference_mode(). Its modules, its state dict and what it computes are the same, up to the rounding of another order of
+    sums; under torch.autocast, too, whose types it keeps. Left alone are concats whose values are written in place or leave the
+    model, those that no layer reads, those of another type than the maps that they read or the layer behind, and modules with
+    hooks. `swnet.save` does not keep it: lower what `swnet.load` returns.
 
     "auto" predicts from timings of the device's operations what each gather would take, and leaves alone what gains nothing;
     `swcompile bench --calibrate` makes these timings. A CPU that has none goes by those of another; a GPU by those shipped for the
     nearest of its vendor and major compute capability, and is left alone where there is none. It chooses at the first call of a
-    kind: by device, a CPU's threads, dtype, layout, and the power of two of each size. Inside torch.compile and torch.export, what
-    was chosen for the example inputs runs; calls with keywords, or with anything but tensors, run as before. `swnet.ledger` says
-    what was chosen and why.
+    kind: by device, a CPU's threads, dtype, autocast, layout, and the power of two of each size. Inside torch.compile and
+    torch.export, what was chosen for the example inputs runs; under autocast, once a call like them has come under it. Calls with
+    keywords, or with anything but tensors, and those in torch.func under autocast, run as before. `swnet.ledger` says what was
+    chosen and why.
 
     With `training`, train mode is lowered, too: gather, batch norm, activation and layer run as one operation, which keeps nothing
     for the backward pass but the maps that it reads, and computes the rest anew there; the statistics of a map are taken once for

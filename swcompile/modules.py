@@ -24,6 +24,7 @@ from torch.utils._pytree import tree_leaves
 
 from swcompile.choices import Choices
 from swcompile.trace.rules import declare, same
+from swcompile.trace.shapes import Autocast
 
 _NUMBERS = itertools.count()
 _Pools = dict[int, Callable[..., Tensor]]
@@ -217,14 +218,16 @@ class _Program:
     around: tuple[nn.Module, ...]
     kinds: tuple[type[nn.Module], ...]
     masks: tuple[tuple[Tensor | None, int], ...]
+    devices: tuple[str, ...]
 
     def stands(self, root: nn.Module) -> bool:
         """Say whether the modules that it does without are still those that it was made for, of their kind, and not patched.
 
-        So must be their masks, since what they let through was taken into the program.
-
-        Compiled code guards that by itself.
+        So must be their masks, since what they let through was taken into the program. Compiled code guards the rest by itself. On
+        devices of several types, of which autocast is on for some, nothing stands.
         """
+        if len(self.devices) > 1 and any(_autocast_on(device) for device in self.devices):
+            return False
         if torch.compiler.is_compiling():
             return True
         return all(
@@ -238,8 +241,9 @@ class RewiredModule(fx.GraphModule):
 
     `graphs` holds the one for train mode, and the one for eval mode where it differs (`eval_graph`, else None); both call the
     same modules. With a `lowering` (swcompile.lower.Lowering), eval mode runs a lowered graph instead when no gradient is asked
-    for, autocast is off, and no module that it does without has a hook or is in train mode: one for each kind of call, made when
-    the first one comes. Inside torch.compile, torch.export and torch.func, it is the one for the example inputs.
+    for, and no module that it does without has a hook or is in train mode: one for each kind of call and state of autocast, made
+    when the first one comes. Inside torch.compile, torch.export and torch.func, it is the one for the example inputs; under
+    autocast there is none of it before a call like them has come under it, and none at all in torch.func.
     `graph` is the one that the module's mode runs, since torch.export and others interpret it. The state dict has exactly the keys
     of the original, in its order, whether or not a graph reaches them. `swcompile` is the record of what was done
     (swcompile.api.Record), and is kept by deepcopy and pickle.
@@ -268,8 +272,8 @@ class RewiredModule(fx.GraphModule):
     def graph(self) -> fx.Graph:
         """The graph that runs in the module's present mode, and as gradients are on or off."""
         if self.lowering is not None and not self.training:
-            program = self._programs[EXAMPLE]
-            if program.lowered.graph is not None and _may_be_lowered(self, program.around, (), {}):
+            program = self._example_program()
+            if program is not None and program.lowered.graph is not None and _may_be_lowered(self, program.around, (), {}):
                 return program.lowered.graph
         return self._graph if self.training or self.eval_graph is None else self.eval_graph
 
@@ -295,8 +299,8 @@ class RewiredModule(fx.GraphModule):
         in_training, in_eval = type(self).forward, self._forward_of(self.eval_graph)
         self.__dict__.update(_programs={}, _making=threading.RLock())  # copies have their own
         if self.lowering is not None:
-            self._programs[EXAMPLE] = self._lowered_for(None)
-            if (key := self.lowering.example_key(self)) is not None:
+            self._programs[EXAMPLE] = self._program_of(self.lowering.program(self, None, None))
+            if (key := self.lowering.example_key(self, None)) is not None:
                 self._programs[key] = self._programs[EXAMPLE]
             if self.lowering.training:
                 self._programs[TRAINING] = self._program_of(self.lowering.training_program(self))
@@ -338,7 +342,7 @@ class RewiredModule(fx.GraphModule):
         if self.training:
             program = self._programs.get(TRAINING)
             fits = program is not None and not kwargs and self.lowering.takes_in_training(args)
-            may = program is not None and fits and _may_be_trained(program.around) and program.stands(self)
+            may = program is not None and fits and _may_be_trained(self, program.around) and program.stands(self)
             return program.run if program is not None and may else None
         if not _may_be_lowered(self, (), args, kwargs):
             return None
@@ -349,18 +353,29 @@ class RewiredModule(fx.GraphModule):
     def _program(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> _Program | None:
         """Return the program for a call, made now where it is the first of its kind; None where the call runs as it is."""
         programs: dict[Any, _Program] = self._programs
-        if torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None:
-            return programs[EXAMPLE]  # no other can be made inside a compiler, or a transform of torch.func
+        if torch.compiler.is_compiling():  # no other can be made inside a compiler, or a transform of torch.func
+            return self._example_program()
+        autocast = autocast_of(self)
+        if torch._C._functorch.peek_interpreter_stack() is not None:
+            return programs[EXAMPLE] if autocast is None else None  # convolutions take no notice of autocast there, products do
         if kwargs or not args or torch._C._get_tracing_state() is not None:
             return None
-        key = self.lowering.key(self, args)
+        key = self.lowering.key(self, args, autocast)
         if key is None:
             return None
         if key not in programs:
             with self._making:  # threads whose first calls come together make one
                 if key not in programs:
-                    programs[key] = self._lowered_for(args)
+                    made = self._program_of(self.lowering.program(self, args, autocast))
+                    if autocast is not None and key == self.lowering.example_key(self, autocast):
+                        programs[EXAMPLE, autocast] = made
+                    programs[key] = made
         return programs[key]
+
+    def _example_program(self) -> _Program | None:
+        """Return the program for the example inputs; under autocast, None where no call like them has come under it yet."""
+        autocast = autocast_of(self)
+        return self._programs.get(EXAMPLE if autocast is None else (EXAMPLE, autocast))
 
     def _apply(self, fn: Any, recurse: bool = True) -> RewiredModule:
         """Move or convert the module; what was chosen for another device or dtype, or by masks that lay there, is forgotten."""
@@ -379,13 +394,11 @@ class RewiredModule(fx.GraphModule):
     def _has_masks(self) -> bool:
         return any(_mask_of(module)[0] is not None for module in self.modules())
 
-    def _lowered_for(self, args: tuple[Any, ...] | None) -> _Program:
-        return self._program_of(self.lowering.program(self, args))
-
     def _program_of(self, made: Lowered) -> _Program:
         around = tuple(self.get_submodule(path) for path in made.bypassed)
         kinds, masks = tuple(type(one) for one in around), tuple(_mask_of(one) for one in around)
-        return _Program(made, self._forward_of(made.graph), around, kinds, masks)
+        devices = tuple({parameter.device.type for parameter in self.parameters()})
+        return _Program(made, self._forward_of(made.graph), around, kinds, masks, devices)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> RewiredModule:
         made = type(self).__new__(type(self))
@@ -403,10 +416,9 @@ class RewiredModule(fx.GraphModule):
 def _may_be_lowered(module: nn.Module, around: Sequence[nn.Module], args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
     """Say whether a call in eval mode may take the lowered graph, which does without the modules `around` it.
 
-    Not where it is to be differentiated, not under autocast (whose choice of types is by operation), and not where one of those
-    modules was given a hook, or put into train mode, since.
+    Not where it is to be differentiated, and not where one of those modules was given a hook, or put into train mode, since.
     """
-    if _is_autocast() or any(one.training or _has_hooks(one) for one in around):
+    if any(one.training or _has_hooks(one) for one in around):
         return False
     if not torch.is_grad_enabled():
         return True
@@ -433,7 +445,7 @@ def _submodule(root: nn.Module, path: str) -> nn.Module | None:
     return found
 
 
-def _may_be_trained(around: Sequence[nn.Module]) -> bool:
+def _may_be_trained(module: nn.Module, around: Sequence[nn.Module]) -> bool:
     """Say whether a call in train mode may take the lowered graph, which does without the modules `around` it.
 
     Not under autocast, nor inside torch.func, torch.jit.trace or torch.export, which take operators apart that it consists of.
@@ -442,11 +454,19 @@ def _may_be_trained(around: Sequence[nn.Module]) -> bool:
         taken_apart = torch.compiler.is_exporting()
     else:
         taken_apart = torch._C._functorch.peek_interpreter_stack() is not None or torch._C._get_tracing_state() is not None
-    return not (_is_autocast() or taken_apart or any(_has_hooks(one) for one in around))
+    return not (autocast_of(module) or taken_apart or any(_has_hooks(one) for one in around))
 
 
-def _is_autocast() -> bool:
-    return torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda")
+def autocast_of(module: nn.Module) -> Autocast | None:
+    """Return the state of autocast on the device of a module's first parameter or buffer (the CPU without one); None for off."""
+    first = next(itertools.chain(module.parameters(), module.buffers()), None)
+    return _autocast_on("cpu" if first is None else first.device.type)
+
+
+def _autocast_on(device: str) -> Autocast | None:
+    if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):  # "meta" has none to ask for
+        return None
+    return device, torch.get_autocast_dtype(device)
 
 
 def _has_hooks(module: nn.Module) -> bool:

@@ -20,7 +20,7 @@ from swcompile.lower.rates import Rates, device_name, known
 from swcompile.lower.sites import find_sites
 from swcompile.modules import Lowered, RewiredModule
 from swcompile.trace import Example, shaped
-from swcompile.trace.shapes import Spec, describe_inputs, shapes_of
+from swcompile.trace.shapes import Autocast, Spec, describe_inputs, shapes_of
 
 BACKENDS = ("auto", "torch", "triton")
 
@@ -36,7 +36,7 @@ class Lowering:
     example: Example
     training: bool = False
 
-    def key(self, module: nn.Module, arguments: Sequence[Any]) -> Hashable | None:
+    def key(self, module: nn.Module, arguments: Sequence[Any], autocast: Autocast | None) -> Hashable | None:
         """Return what tells kinds of calls apart: calls of one key run one program. Sizes count by their power of two.
 
         None for calls that none is made for: with arguments that are no plain tensors, or are empty.
@@ -44,25 +44,26 @@ class Lowering:
         if not all(_is_plain(value) for value in arguments):
             return None
         if self.backend != "auto":
-            return tuple(value.dim() for value in arguments)
+            return (autocast, *((value.dim(), autocast and value.dtype) for value in arguments))  # which takes inputs of any dtype
         kinds = ((value.dtype, *((size - 1).bit_length() for size in value.shape)) for value in arguments)
         weight = _weight(module)
         threads = torch.get_num_threads() if weight is None or weight.device.type == "cpu" else None  # timings on CPUs are by them
-        return (None if weight is None else (weight.device, weight.dtype), threads, _layout(weight, arguments), *kinds)
+        place = None if weight is None else (weight.device, weight.dtype)
+        return (autocast, place, threads, _layout(weight, arguments), *kinds)
 
     def example_of(self, module: nn.Module) -> Example:
         """Return the example inputs as a module takes them that may have been converted since."""
         return _as(_weight(module), self.example)
 
-    def example_key(self, module: nn.Module) -> Hashable | None:
+    def example_key(self, module: nn.Module, autocast: Autocast | None) -> Hashable | None:
         """Return the key of the example inputs."""
         if not all(isinstance(value, Spec) for value in self.example):
             return None
         with FakeTensorMode():
-            return self.key(module, [value.fake() for value in self.example_of(module)])
+            return self.key(module, [value.fake() for value in self.example_of(module)], autocast)
 
-    def program(self, module: RewiredModule, arguments: Sequence[Any] | None) -> Lowered:
-        """Lower a module for its arguments, or for the example inputs where they are None.
+    def program(self, module: RewiredModule, arguments: Sequence[Any] | None, autocast: Autocast | None) -> Lowered:
+        """Lower a module for its arguments, or for the example inputs where they are None, in a state of autocast (None: off).
 
         Arguments that the model cannot take are not lowered for: the model itself then says what is wrong.
         """
@@ -71,12 +72,13 @@ class Lowering:
         try:
             example = self.example_of(module) if arguments is None else describe_inputs(tuple(arguments))
             with _disable_current_modes():  # what counts or records the call shall not see this
-                shaped(graph, shell, example)
+                shaped(graph, shell, example, autocast)
                 sites = find_sites(graph, shell)
         except SwnetError:
             return Lowered(None, (), None)
         device = torch.device("cpu") if weight is None else weight.device
         call = f"{shapes_of(example)} on {device_name(device)}"
+        call += "" if autocast is None else f" under autocast to {str(autocast[1]).removeprefix('torch.')}"
         if self.backend != "auto":
             chosen, why = _all_by(self.backend, sites), "as asked"
         else:

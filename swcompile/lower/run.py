@@ -16,6 +16,8 @@ from swkernels import Norm, Taps, gather, gather_mm, gather_mm_reference, gather
 from swkernels.affine import ACTIVATIONS, NormParts, norm_of
 from swkernels.checks import DTYPES, lies_in_rows
 
+_WIDE = (torch.float32, torch.float64)
+
 
 def channels_last(x: Tensor, axis: int) -> Tensor:
     """Return a view with the channels at the end."""
@@ -96,7 +98,7 @@ def read_map(slab: Tensor, runs: Sequence[int], axis: int, norm: NormParts, acti
     if given is None and activation == "none":
         taken = taps.take([slab])  # one run is a view of the slab, and would change when its slots are used again
         return channels_back(taken.clone() if len(taps.runs) == 1 else taken, axis)
-    if slab.dtype in (torch.float32, torch.float64):
+    if given is None or given.mean.dtype in _WIDE:
         return channels_back(_affine(taps.take([slab]), given, activation), axis)
     return channels_back(gather_reference(slab, taps, norm=given, activation=activation), axis)
 
@@ -120,11 +122,12 @@ def product(
 ) -> Tensor:
     """Gather, norm, activate, multiply, norm and activate in plain torch.
 
-    In single and double precision the norm behind goes into the weight, where that is smaller than the map.
+    In single and double precision the norm behind goes into the weight, where that is smaller than the map. Under autocast it does
+    not: what cancels in the norm must not be rounded before. Autocast casts the weight and bias, as it does a layer's.
     """
     taps, before, behind = Taps.of_flat(runs), norm_of(*norm), norm_of(*out_norm)
     matrix = weight.flatten(1)
-    if slab.dtype not in (torch.float32, torch.float64):
+    if weight.dtype not in _WIDE:
         y = gather_mm_reference(
             slab,
             taps,
@@ -137,7 +140,8 @@ def product(
         )
         return channels_back(y, axis)
     x = _affine(taps.take([slab]), before, activation)
-    if behind is not None and (torch.compiler.is_compiling() or x.numel() > matrix.numel()):  # a size may be a symbol there
+    smaller = torch.compiler.is_compiling() or x.numel() > matrix.numel()  # a size may be a symbol there
+    if behind is not None and smaller and x.dtype in _WIDE:
         scale, shift = folded(behind)
         matrix, bias, behind = matrix * scale[:, None], shift if bias is None else torch.addcmul(shift, bias, scale), None
     y = functional.linear(x, matrix, bias)
@@ -156,11 +160,12 @@ def product_by_kernel(
     out_activation: str,
 ) -> Tensor:
     """Gather, norm, activate, multiply, norm and activate in one kernel, from a slab or from what `beside` returned."""
-    how = gather_mm if _first(maps).dtype in DTYPES else gather_mm_reference
+    dtype = _first(maps).dtype
+    how = gather_mm if dtype in DTYPES else gather_mm_reference
     y = how(
         maps,
         Taps.of_flat(runs),
-        weight.flatten(1),
+        weight.flatten(1).to(dtype),  # under autocast they differ
         norm=norm_of(*norm),
         activation=activation,
         bias=bias,
@@ -188,11 +193,11 @@ def folded(norm: Norm) -> tuple[Tensor, Tensor]:
 
 
 def _affine(x: Tensor, norm: Norm | None, activation: str) -> Tensor:
-    """Norm and activate (..., C), writing one new map at most twice."""
+    """Norm and activate (..., C) in the precision of the norm, writing one new map at most twice; return it in the type of x."""
     if norm is None:
         return ACTIVATIONS[activation](x)
     scale, shift = folded(norm)
-    return activated(torch.addcmul(shift, x, scale), activation)
+    return activated(torch.addcmul(shift, x, scale), activation).to(x.dtype)
 
 
 def activated(made: Tensor, activation: str) -> Tensor:

@@ -45,7 +45,7 @@ def cluster_products(
         maps = [ACTIVATIONS[activation](normed(_joined(maps, taps, axis), norm))]
         taps = ((0, 0, maps[0].shape[axis]),)
     behind = norm_of(*out_norm)
-    folds = behind is not None and weight.dtype in (torch.float32, torch.float64)
+    folds = behind is not None and maps[0].dtype in (torch.float32, torch.float64)
     scale, shift = folded(behind) if behind is not None and folds else (None, None)
     made = []
     for cluster in support.clusters:
@@ -78,7 +78,7 @@ def cluster_products_by_kernel(
     how = block_sparse_conv2d if slab.dtype in DTYPES else block_sparse_conv2d_reference
     plane = weight.dim() == 4 and slab.dim() == 4
     source = slab if plane else slab.flatten(0, -2)[:, None, None]
-    filters = weight.permute(0, 2, 3, 1) if plane else weight.flatten(1)[:, None, None]
+    filters = (weight.permute(0, 2, 3, 1) if plane else weight.flatten(1)[:, None, None]).to(slab.dtype)  # as autocast does
     y = how(
         source,
         Taps.of_flat(runs),

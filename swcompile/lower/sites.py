@@ -363,9 +363,12 @@ def activation_of(node: fx.Node, root: nn.Module) -> str | None:
 
 
 def _reads_all(node: fx.Node, cat: fx.Node, axis: int, root: nn.Module) -> bool:
-    """Say whether a node is a product with a concat's channels: linear over the last axis, or a convolution that can be lowered."""
-    module, spec = module_of(node, root), spec_of(cat)
-    if module is None or spec is None:
+    """Say whether a node is a product with a concat's channels: linear over the last axis, or a convolution that can be lowered.
+
+    Not one that is of another type than the concat, as where autocast casts what it reads.
+    """
+    module, spec, made = module_of(node, root), spec_of(cat), spec_of(node)
+    if module is None or spec is None or made is None or made.dtype != spec.dtype:
         return False
     masked = support_of(module) is not None
     if axis == -1:

@@ -153,6 +153,18 @@ def test_a_lowered_dense_net_under_a_graph(dtype: torch.dtype) -> None:
     check(lowered_again(model, x, dtype), plain, exact)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_lowered_dense_net_under_autocast(dtype: torch.dtype) -> None:
+    model = seeded(densenet, 0).cuda().eval()
+    x = torch.randn(8, 3, 32, 32, device="cuda")
+    lowered = swnet.lower(model, x, backend="triton")
+    with torch.inference_mode():
+        with torch.autocast("cuda", dtype):
+            found, plain = lowered(x), model(x)
+        assert found.dtype == plain.dtype == dtype
+        check(found, plain, model.double()(x.double()))
+
+
 def lowered_again(model: nn.Module, x: Tensor, dtype: torch.dtype) -> Tensor:
     """Return what a fresh lowering of a model makes of images, in a type."""
     lowered = swnet.lower(model.to(dtype), x, backend="triton")

@@ -198,6 +198,23 @@ def _called(lowered: RewiredModule) -> list[str]:
     return [str(node.target) for node in graph.nodes if node.op == "call_module"]
 
 
+@pytest.mark.parametrize(("backend", "dtype"), [("torch", torch.bfloat16), ("triton", torch.float16)])
+def test_under_autocast(backend: str, dtype: torch.dtype, launched: list[str]) -> None:
+    rewired = tiled(seeded(resnet20, 0))
+    lowered = swnet.lower(rewired, backend=backend)
+    with torch.no_grad():
+        with torch.autocast("cpu", dtype):
+            found, plain = lowered(X), rewired(X)
+        expected = rewired.double()(X.double())
+    graph = lowered.programs[-1].graph
+    assert graph is not None
+    made = [node.target for node in graph.nodes].count(BY[backend])
+    assert made == 18  # two read the images, too, which are of another type
+    assert launched.count("_block_sparse_conv2d") == (made if backend == "triton" else 0)
+    assert found.dtype == plain.dtype == dtype
+    assert (found - expected).abs().max() <= 2 * (plain - expected).abs().max()
+
+
 def test_kernels_own_masks_are_left_to_the_dense_layer() -> None:
     rewired = swnet.transform(used(seeded(resnet20, 0), X), X, p=0.3, wiring="kernel").eval()
     assert run_clusters.cluster_products not in targets(swnet.lower(rewired, backend="torch"))

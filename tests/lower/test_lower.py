@@ -618,13 +618,6 @@ def test_copies_are_lowered_too(remade: Callable[[nn.Module], nn.Module]) -> Non
     assert swnet.ledger(again).after == swnet.ledger(lowered).after
 
 
-def test_under_autocast_the_plain_graph_runs() -> None:
-    model = dense()
-    lowered = swnet.lower(model, X, backend="torch")
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(lowered(X), model(X))
-
-
 def test_modules_that_change_afterwards_are_heard() -> None:
     lowered = swnet.lower(dense(), X, backend="torch")
     heard: list[str] = []
