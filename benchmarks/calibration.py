@@ -43,7 +43,7 @@ from benchmarks.forms import (
     why,
 )
 from benchmarks.models import seeded
-from benchmarks.record import write_timings
+from benchmarks.record import Judged, write_timings
 from benchmarks.vision import torchvision_models
 from swcompile.bench import Gather, asked, ceilings, row, timed_gather
 from swcompile.lower import run
@@ -260,21 +260,32 @@ def answered(question: Callable[[Setting], Iterator[dict[str, Any]]], on: Settin
     return rows
 
 
-def verdict(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
-    """Yield what was to be reached and what was, then what the stop rule says."""
+def judged(rows: Sequence[dict[str, Any]]) -> tuple[Judged, ...]:
+    """Return what was to be reached and what was: K1, block-sparse convolutions, and last a training step."""
     found = {(one["name"], one["form"]): one for one in rows if not one.get("failed")}
 
     def ratio(kind: Callable[[dict[str, Any]], float], one: tuple[str, str], other: tuple[str, str]) -> float | None:
         return kind(found[one]) / kind(found[other]) if one in found and other in found else None
 
     share = ratio(lambda one: one["gbytes"], ("K1", "triton"), ("copy", "ceiling"))
-    yield _judged("K1 with norm and activation, of the copy's bandwidth", share, K1_SHARE)
+    density, sparse = f"density {DENSITIES[0]:g}", []
     for width, _ in SPARSE:
         name = f"block-sparse 3x3 of {width}"
-        times = ratio(lambda one: one["ms"][1], (name, "dense"), (name, f"density {DENSITIES[0]:g}"))
-        yield _judged(f"{name} at density {DENSITIES[0]:g}, times as fast as dense", times, SPARSE_TIMES)
+        times = ratio(lambda one: one["ms"][1], (name, "dense"), (name, density))
+        sparse.append(Judged(f"{name} at {density}, times as fast as dense", SPARSE_TIMES, times))
     step = ratio(lambda one: one["ms"][1], ("training block 3", "compile-cat"), ("training block 3", "lower-triton"))
-    yield _judged("training block 3 by the kernels, times as fast as torch.compile", step, STOP_TIMES)
+    return (
+        Judged("K1 with norm and activation, of the copy's bandwidth", K1_SHARE, share),
+        *sparse,
+        Judged("training block 3 by the kernels, times as fast as torch.compile", STOP_TIMES, step),
+    )
+
+
+def verdict(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
+    """Yield what was to be reached and what was, then what the stop rule says."""
+    found = judged(rows)
+    yield from map(str, found)
+    share, step = found[0].value, found[-1].value
     below = [value is not None and value < least for value, least in ((share, STOP_SHARE), (step, STOP_TIMES))]
     if any(below):
         yield "Stop rule: STOP: leave the kernels for training; inference by the slab, Inductor and K1 stays."
@@ -282,12 +293,6 @@ def verdict(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
         yield "Stop rule: open, for not all that it asks was measured."
     else:
         yield "Stop rule: go on."
-
-
-def _judged(what: str, value: float | None, least: float) -> str:
-    if value is None:
-        return f"{what}: at least {least:.2f}; not measured"
-    return f"{what}: at least {least:.2f}; {value:.2f}: {'met' if value >= least else 'NOT MET'}"
 
 
 def show(rows: Sequence[dict[str, Any]]) -> Table:

@@ -9,7 +9,7 @@ import platform
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,6 +19,21 @@ from swcompile.lower.rates import device_name, slug, version_of
 
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("swcompile", "torch", "triton", "numpy", "networkx", "igraph")
+
+
+class Judged(NamedTuple):
+    """What was to be reached at least, and what was; None where that was not measured."""
+
+    what: str
+    least: float
+    value: float | None
+    how: str = ""
+
+    def __str__(self) -> str:
+        asked = f"{self.what}: at least {self.least:.2f}"
+        if self.value is None:
+            return f"{asked}; not measured{self.how and f': {self.how}'}"
+        return f"{asked}; {self.value:.2f}{self.how and f' ({self.how})'}: {'met' if self.value >= self.least else 'NOT MET'}"
 
 
 def provenance() -> dict[str, Any]:

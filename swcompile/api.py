@@ -374,7 +374,7 @@ def lower(model: nn.Module, example_inputs: object = None, *, backend: str = "au
     all that read it. It computes what the model does, gradients and running statistics among it, in less memory, and in plain torch
     not in less time. "auto" leaves train mode alone: nothing is known yet of what it would take. Gradients cannot be differentiated
     again. Dropout behind a lowered layer drops as much, but elsewhere: it draws by the layout of a map. Norms over processes
-    (SyncBatchNorm), masked layers, modules with hooks, autocast and torch.func run as before.
+    (SyncBatchNorm), masked layers, modules with hooks and torch.func run as before.
 
     Args:
         model: what `transform` made, or any model that it takes; that is then traced, and nothing else is changed.

@@ -303,7 +303,7 @@ class RewiredModule(fx.GraphModule):
             if (key := self.lowering.example_key(self, None)) is not None:
                 self._programs[key] = self._programs[EXAMPLE]
             if self.lowering.training:
-                self._programs[TRAINING] = self._program_of(self.lowering.training_program(self))
+                self._programs[TRAINING] = self._program_of(self.lowering.training_program(self, None))
 
         @functools.wraps(in_training)
         def forward(module: RewiredModule, *args: Any, **kwargs: Any) -> Any:
@@ -340,9 +340,10 @@ class RewiredModule(fx.GraphModule):
         """Return what a call runs instead of the graph of the module's mode, or None."""
         program: _Program | None
         if self.training:
-            program = self._programs.get(TRAINING)
-            fits = program is not None and not kwargs and self.lowering.takes_in_training(args)
-            may = program is not None and fits and _may_be_trained(self, program.around) and program.stands(self)
+            if kwargs or not self.lowering.training or not self.lowering.takes_in_training(args) or _is_taken_apart():
+                return None
+            program = self._training_program()
+            may = program is not None and not any(_has_hooks(one) for one in program.around) and program.stands(self)
             return program.run if program is not None and may else None
         if not _may_be_lowered(self, (), args, kwargs):
             return None
@@ -371,6 +372,18 @@ class RewiredModule(fx.GraphModule):
                         programs[EXAMPLE, autocast] = made
                     programs[key] = made
         return programs[key]
+
+    def _training_program(self) -> _Program | None:
+        """Return the program for train mode; under autocast made now, and inside a compiler None where it has not been made yet."""
+        autocast = autocast_of(self)
+        if autocast is None:
+            return self._programs[TRAINING]
+        if (TRAINING, autocast) not in self._programs and not torch.compiler.is_compiling():
+            with self._making:
+                if (TRAINING, autocast) not in self._programs:
+                    made = self._program_of(self.lowering.training_program(self, autocast))
+                    self._programs[TRAINING, autocast] = made
+        return self._programs.get((TRAINING, autocast))
 
     def _example_program(self) -> _Program | None:
         """Return the program for the example inputs; under autocast, None where no call like them has come under it yet."""
@@ -445,16 +458,11 @@ def _submodule(root: nn.Module, path: str) -> nn.Module | None:
     return found
 
 
-def _may_be_trained(module: nn.Module, around: Sequence[nn.Module]) -> bool:
-    """Say whether a call in train mode may take the lowered graph, which does without the modules `around` it.
-
-    Not under autocast, nor inside torch.func, torch.jit.trace or torch.export, which take operators apart that it consists of.
-    """
-    if torch.compiler.is_compiling():  # which answers the other questions as if it were taken apart
-        taken_apart = torch.compiler.is_exporting()
-    else:
-        taken_apart = torch._C._functorch.peek_interpreter_stack() is not None or torch._C._get_tracing_state() is not None
-    return not (autocast_of(module) or taken_apart or any(_has_hooks(one) for one in around))
+def _is_taken_apart() -> bool:
+    """Say whether torch.func, torch.jit.trace or torch.export takes operators apart, which what trains consists of."""
+    if torch.compiler.is_compiling():  # which answers the other questions as if it did
+        return torch.compiler.is_exporting()
+    return torch._C._functorch.peek_interpreter_stack() is not None or torch._C._get_tracing_state() is not None
 
 
 def autocast_of(module: nn.Module) -> Autocast | None:

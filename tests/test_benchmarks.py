@@ -26,6 +26,7 @@ from benchmarks import (
     calibration,
     convergence,
     forms,
+    gpu_table,
     graphs,
     models,
     record,
@@ -348,9 +349,9 @@ def test_targets_are_judged_by_the_fastest_forms_that_are_right() -> None:
     ]
     against_eager, against_compile = bench_networks.verdict(rows)
     assert against_eager == (
-        "DenseNet-121 against eager: at least 2.30 times as fast; 2.40 (lower-triton 10.00 ms, eager 24.00 ms): met"
+        "DenseNet-121 against eager, times as fast: at least 2.30; 2.40 (lower-triton 10.00 ms, eager 24.00 ms): met"
     )
-    assert against_compile.endswith("at least 1.35 times as fast; 1.30 (lower-triton 10.00 ms, compile-cat 13.00 ms): NOT MET")
+    assert against_compile.endswith("at least 1.35; 1.30 (lower-triton 10.00 ms, compile-cat 13.00 ms): NOT MET")
     without = list(bench_networks.verdict(rows[:1] + rows[3:]))
     assert without[1].endswith("not measured: none of compile, compile-cat ran right")
 
@@ -364,7 +365,7 @@ def test_targets_over_several_arms_are_judged_by_sums_and_against_other_arms() -
     assert "not measured" in lacks
     times = {"original": ("compile", 10.0), "rewired": ("lower-triton", 10.9), "rewired, 1x1 only": ("lower-triton", 10.1)}
     some, only = bench_networks.verdict([made_up(arm, form, ms, case="resnet50") for arm, (form, ms) in times.items()])
-    assert some.endswith("at least 0.91 times as fast; 0.92 (lower-triton 10.90 ms, compile 10.00 ms): met")
+    assert some.endswith("at least 0.91; 0.92 (lower-triton 10.90 ms, compile 10.00 ms): met")
     assert only.endswith("NOT MET")
 
 
@@ -435,6 +436,24 @@ def test_the_stop_rule_follows_from_what_was_measured() -> None:
     failed = calibrated(0.6, 1.3)
     failed[-1] = {"name": "training block 3", "form": "lower-triton", "failed": "RuntimeError: out of memory"}
     assert "open" in list(calibration.verdict(failed))[-1]
+
+
+def test_the_readme_has_the_table_of_what_gpus_measured(tmp_path: Path) -> None:
+    readme = gpu_table.README.read_text(encoding="utf-8")
+    assert gpu_table.BEGIN in readme
+    assert gpu_table.filled(readme) == readme
+    assert gpu_table.table(tmp_path).count("not measured") == len(bench_networks.TARGETS) + len(calibration.judged([]))
+    rows = [made_up("original", "eager", 24), made_up("original", "lower-triton", 10)]
+    for name, of in (("bench_networks_densenet121", rows), ("calibration", calibrated(0.6, 1.3))):
+        (tmp_path / "some-gpu").mkdir(exist_ok=True)
+        (tmp_path / "some-gpu" / f"{name}.json").write_text(json.dumps({"hardware": "Some GPU", "rows": of}))
+    told = gpu_table.table(tmp_path)
+    assert (
+        "| DenseNet-121 against eager, times as fast | 2.30 | **2.40**, met; lower-triton 10.00 ms, eager 24.00 ms, Some GPU |"
+        in told
+    )
+    assert "| K1 with norm and activation, of the copy's bandwidth | 0.70 | **0.60**, not met; Some GPU |" in told
+    assert told.count("not measured") == 4  # all of the networks but DenseNet-121 against eager
 
 
 def test_a_support_has_the_density_that_is_asked_for() -> None:

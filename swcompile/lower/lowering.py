@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from swcompile.choices import Choice, Choices
 from swcompile.errors import SwnetError
-from swcompile.lower.costs import Chosen, choose, name_of
+from swcompile.lower.costs import WORTH_IT, WORTH_IT_ELSEWHERE, Chosen, choose, name_of
 from swcompile.lower.emit import as_trained, lowered, trained
 from swcompile.lower.rates import Rates, device_name, known
 from swcompile.lower.sites import find_sites
@@ -77,15 +77,15 @@ class Lowering:
         except SwnetError:
             return Lowered(None, (), None)
         device = torch.device("cpu") if weight is None else weight.device
-        call = f"{shapes_of(example)} on {device_name(device)}"
-        call += "" if autocast is None else f" under autocast to {str(autocast[1]).removeprefix('torch.')}"
+        call = f"{shapes_of(example)} on {device_name(device)}{_under(autocast)}"
         if self.backend != "auto":
             chosen, why = _all_by(self.backend, sites), "as asked"
         else:
             rates, unread = _known(device)
             layout = _layout(weight, arguments or ())
             sites = tuple(site for site in sites if not site.is_viewed)  # nothing is known of what laying it back takes
-            chosen = choose(graph, sites, rates, layout)
+            is_own = rates is None or rates.device == device_name(device)
+            chosen = choose(graph, sites, rates, layout, WORTH_IT if is_own else WORTH_IT_ELSEWHERE)
             why = unread or _why(chosen, None if rates is None else _told(rates, device), f"channels {layout}")
         made, bypassed = lowered(graph, shell, chosen.forms)
         return Lowered(made, bypassed, Choices(call, why, chosen.choices))
@@ -95,16 +95,16 @@ class Lowering:
         ranks = [len(value.shape) if isinstance(value, Spec) else None for value in self.example]
         return all(_is_plain(value) for value in arguments) and [value.dim() for value in arguments] == ranks
 
-    def training_program(self, module: RewiredModule) -> Lowered:
-        """Lower a module's train mode, alike for all calls."""
+    def training_program(self, module: RewiredModule, autocast: Autocast | None) -> Lowered:
+        """Lower a module's train mode, alike for all calls in a state of autocast (None: off)."""
         weight = _weight(module)
         graph, shell = copy.deepcopy(module.graphs[0]), module.shell()
         example = self.example_of(module)
         with _disable_current_modes():
-            shaped(graph, shell, example)
+            shaped(graph, shell, example, autocast)
             sites = find_sites(graph, shell)
         device = torch.device("cpu") if weight is None else weight.device
-        call = f"training, {shapes_of(example)} on {device_name(device)}"
+        call = f"training, {shapes_of(example)} on {device_name(device)}{_under(autocast)}"
         if self.backend == "auto":
             plain = tuple(Choice(name_of(site), "plain") for site in sites)
             return Lowered(None, (), Choices(call, "what training would take has been timed on no device yet", plain))
@@ -113,7 +113,7 @@ class Lowering:
         try:
             if made is not None:
                 with _disable_current_modes():
-                    shaped(copy.deepcopy(made), shell, example)
+                    shaped(copy.deepcopy(made), shell, example, autocast)
         except SwnetError as error:  # what follows goes by the strides of what a site made, further on than find_sites looks
             made, bypassed, why = None, (), f"lowered, it does not run: {error}"
         forms = (self.backend if made is not None and as_trained(site, shell) is not None else "plain" for site in sites)
@@ -122,6 +122,10 @@ class Lowering:
             bypassed,
             Choices(call, why, tuple(Choice(name_of(site), form) for site, form in zip(sites, forms, strict=True))),
         )
+
+
+def _under(autocast: Autocast | None) -> str:
+    return "" if autocast is None else f" under autocast to {str(autocast[1]).removeprefix('torch.')}"
 
 
 def _all_by(backend: str, sites: Sequence[Any]) -> Chosen:

@@ -37,8 +37,11 @@ def train(
     bias: Tensor | None,
     by_kernel: bool,
 ) -> Tensor:
-    """Gather, norm, activate and multiply, where there is a weight. A norm in train mode moves its running statistics along."""
-    taps, matrix = Taps.of_flat(runs), None if weight is None else weight.flatten(1)
+    """Gather, norm, activate and multiply, where there is a weight. A norm in train mode moves its running statistics along.
+
+    The weight is cast to the type of the maps, as autocast does.
+    """
+    taps, matrix = Taps.of_flat(runs), None if weight is None else weight.flatten(1).to(maps[0].dtype)
     through = norm is not None and (norm.training or norm.running_mean is None)
     how = _by_the_batch(maps, taps, taken, norm) if through else None if norm is None else _as_they_stand(norm)
     made = trained_gather_mm(maps, taps, matrix, norm=how, through=through, activation=activation, bias=bias, by_kernel=by_kernel)

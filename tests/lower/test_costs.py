@@ -84,6 +84,18 @@ def test_the_fastest_form_is_chosen(made_up: Rates, form: str, believed: Callabl
     assert "as predicted from timings of another CPU, a device, torch 0" in choices.why
 
 
+def test_more_is_asked_of_what_another_device_says(believed: Callable[[Rates], None]) -> None:
+    made_up, model = table(plain=2.0, by_torch=2.2), used(bottlenecked(), X).to(memory_format=torch.channels_last)
+    forms = []
+    for device in (rates.device_name(CPU), "another device"):
+        believed(replace(made_up, device=device))
+        (choices,) = swnet.ledger(swnet.lower(model, X)).lowered
+        forms.append({one.form for one in choices.gathers})
+        share = sum(one.seconds or 0 for one in choices.gathers) / sum(one.plain_seconds or 0 for one in choices.gathers)
+        assert costs.WORTH_IT_ELSEWHERE < share <= 1
+    assert forms == [{"torch"}, {"plain"}]
+
+
 @pytest.mark.parametrize(("found", "why"), [(None, "nothing is known"), (replace(table(), dtypes={}), "nothing for this dtype")])
 def test_what_nothing_is_known_of_is_left_alone(found: Rates | None, why: str, believed: Callable[[Rates | None], None]) -> None:
     believed(found)
@@ -167,9 +179,9 @@ def test_what_is_shared_is_divided_and_nothing_is_lost() -> None:
 def test_each_kind_of_call_is_chosen_for_when_it_first_comes(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
 
-    def choose(graph: Any, sites: Any, found: Rates | None, layout: str) -> costs.Chosen:
+    def choose(graph: Any, sites: Any, found: Rates | None, layout: str, worth_it: float) -> costs.Chosen:
         asked.append(layout)
-        return costs.choose(graph, sites, found, layout)
+        return costs.choose(graph, sites, found, layout, worth_it)
 
     monkeypatch.setattr("swcompile.lower.lowering.choose", choose)
     monkeypatch.setattr("swcompile.lower.lowering.known", lambda _: table(plain=10))
@@ -227,10 +239,10 @@ def test_threads_whose_first_calls_come_together_make_one_program_a_kind(
     made: list[int] = []
     program, together = lowering.Lowering.program, threading.Barrier(6)
 
-    def slow(self: Any, module: Any, arguments: Any) -> Any:
+    def slow(self: Any, module: Any, arguments: Any, autocast: Any) -> Any:
         made.append(len(arguments[0]))
         time.sleep(0.1)  # for the others to come to where they would make it, too
-        return program(self, module, arguments)
+        return program(self, module, arguments, autocast)
 
     def call(x: Tensor) -> Tensor:
         together.wait(timeout=60)

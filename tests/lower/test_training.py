@@ -17,6 +17,7 @@ import swnet
 from benchmarks.bench_training import kept_bytes
 from benchmarks.models import densenet, resnet20, seeded
 from swcompile.errors import NothingToDoError
+from swcompile.lower.rates import device_name
 from swcompile.modules import TRAINING, RewiredModule
 from tests.lower.test_lower import LOWERED, X
 from tests.zoo import ZOO, image
@@ -217,8 +218,6 @@ def test_what_it_cannot_do_runs_as_before(monkeypatch: pytest.MonkeyPatch) -> No
     model = bottlenecked()
     ours = in_training(model, X)
     seen = calls(ours, monkeypatch)
-    with torch.autocast("cpu", torch.bfloat16):
-        ours(X)
     ours(input=X)
     torch.func.functional_call(ours, dict(ours.named_parameters()), (X,))
     assert len(seen) == 10
@@ -232,6 +231,54 @@ def test_what_it_cannot_do_runs_as_before(monkeypatch: pytest.MonkeyPatch) -> No
     assert seen == []
     ours(X)
     assert len(seen) == 10
+
+
+@pytest.mark.parametrize(("backend", "dtype"), [("torch", torch.bfloat16), ("torch", torch.float16), ("triton", torch.float16)])
+def test_under_autocast_gradients_are_as_good_as_the_models_own(backend: str, dtype: torch.dtype, launched: list[str]) -> None:
+    torch.manual_seed(0)
+    model = bottlenecked()
+    ours = in_training(model, X, backend)
+    made, exact = step(copy.deepcopy(model).double().train(), X.double())
+    off = []
+    for one in (ours, model.train()):
+        with torch.autocast("cpu", dtype):
+            found, behind = step(one, X)
+        assert found.dtype == dtype
+        assert behind.keys() == exact.keys()
+        kinds = [[name for name in exact if ("gradient" in name) == gradients] for gradients in (True, False)]
+        apart = [torch.cat([(behind[name] - exact[name]).flatten() for name in names]).norm() for names in kinds]
+        off.append([(found - made).norm(), *apart])
+    for mine, theirs in zip(*off, strict=True):
+        assert 0 < mine <= 2 * theirs
+    if backend == "triton":
+        assert launched.count("_data_gradient") == launched.count("_gather_mm") + launched.count("_gather") == 10
+    program = ours._programs[TRAINING, ("cpu", dtype)].lowered
+    assert f"8x8 on {device_name(torch.device('cpu'))} under autocast to {str(dtype)[6:]}: 10 gathers" in str(program.choices)
+
+
+def test_a_scaler_of_gradients_steps_as_it_does_with_the_model_itself() -> None:
+    torch.manual_seed(0)
+    model = bottlenecked()
+    ends = []
+    for one in (in_training(model, X), model.train()):
+        optimizer, scaler = (
+            torch.optim.SGD(one.parameters(), lr=0.05),
+            torch.amp.GradScaler("cpu", init_scale=2.0**40, growth_interval=2),
+        )
+        for _ in range(32):  # the first of which overflow, and are skipped
+            optimizer.zero_grad()
+            with torch.autocast("cpu", torch.float16):
+                loss = one(X).float().square().mean()
+            scaler.scale(loss).backward()
+            scaler.unscale_(optimizer)
+            torch.nn.utils.clip_grad_norm_(one.parameters(), 1.0)
+            scaler.step(optimizer)
+            scaler.update()
+        ends.append((loss.item(), scaler.get_scale()))
+    (mine, scale), (theirs, other) = ends
+    assert abs(mine - theirs) < 0.05 * theirs
+    assert 1 <= scale < 2.0**40
+    assert 0.25 <= scale / other <= 4
 
 
 def test_compiles_copies_and_pickles() -> None:
