@@ -10,16 +10,23 @@ Wiring "tile" makes such masks; those of wiring "kernel" differ from output to o
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
 from torch import Tensor, nn
 
 from swcompile.modules import MASKED, MaskedConv2d, MaskedLinear
-from swkernels import Cluster, Support
+from swkernels import Cluster, Support, Taps
+from swkernels.taps import Tap
 
 NARROWEST = 4
 """How many outputs clusters have at least, on average: a product of fewer is slower than what it saves."""
+
+
+Run = tuple[int, int]
+Part = tuple[int, int, tuple[Run, ...], tuple[Tap, ...]]
+"""A cluster's outputs, start and stop, the runs of the layer's inputs that they read, and the runs of maps where these lie."""
 
 
 def support_of(module: nn.Module | None) -> Support | None:
@@ -37,6 +44,24 @@ def support_of(module: nn.Module | None) -> Support | None:
     if NARROWEST * (len(borders) - 1) > len(live):
         return None
     return Support(tuple(Cluster(start, stop, _runs(live[start])) for start, stop in pairwise(borders)))
+
+
+def parts_of(support: Support, taps: Taps) -> tuple[Part, ...]:
+    """Return the clusters of a layer whose inputs are taps of maps."""
+    return tuple((one.start, one.stop, one.reads, _within(taps, one.reads)) for one in support.clusters)
+
+
+def _within(taps: Taps, reads: Sequence[Run]) -> tuple[Tap, ...]:
+    """Return the runs of maps in which a cluster's inputs lie."""
+    found = []
+    for low, high in reads:
+        place = 0
+        for source, start, stop in taps.runs:
+            first, last = max(low, place), min(high, place + stop - start)
+            if first < last:
+                found.append((source, start + first - place, start + last - place))
+            place += stop - start
+    return Taps(tuple(found)).runs  # neighbours joined
 
 
 def _is_taken(module: Any) -> bool:
@@ -63,7 +88,7 @@ def padding_of(module: Any) -> int | None:
     return int(around.pop()) if len(around) == 1 else None
 
 
-def _runs(row: Tensor) -> tuple[tuple[int, int], ...]:
+def _runs(row: Tensor) -> tuple[Run, ...]:
     """Return the runs [start, stop) of what is live in a row."""
     borders = (row[1:] != row[:-1]).nonzero().flatten() + 1
     ends = [0, *borders.tolist(), len(row)]

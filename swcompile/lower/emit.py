@@ -22,12 +22,13 @@ from typing import Any
 from torch import fx, nn
 
 from swcompile.lower import run, run_clusters, run_training
-from swcompile.lower.clusters import padding_of
+from swcompile.lower.clusters import padding_of, parts_of
 from swcompile.lower.costs import reads_apart
 from swcompile.lower.regions import Region, lay_out_regions
 from swcompile.lower.sites import Site, activation_of, is_norm
 from swcompile.modules import resample
 from swcompile.optimize import drop_unread
+from swkernels import Taps
 from swkernels.affine import NO_NORM
 
 _TARGETS: Mapping[str, tuple[Callable[..., Any], ...]] = {
@@ -156,7 +157,11 @@ def _value(made: fx.Graph, site: Site, maps: Any, runs: tuple[int, ...], root: n
     if site.support is None:
         return made.call_function(product, given)
     stride = layer.stride[0] if isinstance(layer, nn.Conv2d) else 1
-    return made.call_function(cluster_products, (*given, tuple(site.support.flat()), stride, padding_of(layer)))
+    if form == "triton":
+        return made.call_function(cluster_products, (*given, tuple(site.support.flat()), stride, padding_of(layer)))
+    gathers_first = site.norm is not None or site.activation is not None
+    taps = Taps.of((0, sum(piece.stop - piece.start for piece in site.pieces))) if gathers_first else Taps.of_flat(runs)
+    return made.call_function(cluster_products, (*given, parts_of(site.support, taps), stride, padding_of(layer)))
 
 
 def _norm(made: fx.Graph, node: fx.Node | None, root: nn.Module) -> tuple[Any, ...]:

@@ -1,7 +1,6 @@
 """What a lowered graph calls for a layer whose outputs fall into clusters: in plain torch one product each, in Triton one kernel.
 
-`clusters` is swkernels.Support.flat, `runs` swkernels.Taps.flat. Weights are (outputs, channels, *kernel); what a cluster does not
-read of them is not looked at.
+`runs` is swkernels.Taps.flat. Weights are (outputs, channels, *kernel); what a cluster does not read of them is not looked at.
 """
 
 from __future__ import annotations
@@ -13,13 +12,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from swcompile.lower.clusters import Part, Run
 from swcompile.lower.run import activated, channels_back, folded, normed
 from swkernels import Support, Taps, block_sparse_conv2d, block_sparse_conv2d_reference
 from swkernels.affine import ACTIVATIONS, NormParts, norm_of
 from swkernels.checks import DTYPES
 
 _CONV: dict[int, Any] = {3: functional.conv1d, 4: functional.conv2d, 5: functional.conv3d}
-_Run = tuple[int, int]
 
 
 def cluster_products(
@@ -32,32 +31,39 @@ def cluster_products(
     bias: Tensor | None,
     out_norm: NormParts,
     out_activation: str,
-    clusters: Sequence[int],
+    parts: Sequence[Part],
     stride: int,
     padding: int,
 ) -> Tensor:
     """Gather what each cluster reads, from maps that lie as the model has them, and make its outputs; then put these together.
 
-    In single and double precision the norm behind goes into the weights, which are gathered anyway.
+    In single and double precision the norm behind goes into the weights, which are gathered anyway, where these are fewer than what
+    is made. `parts` is swcompile.lower.clusters.parts_of, of what the maps are when they are gathered for a norm or activation.
     """
-    taps, support = Taps.of_flat(runs).runs, Support.of_flat(clusters)
-    if norm_of(*norm) is not None or activation != "none":
-        maps = [ACTIVATIONS[activation](normed(_joined(maps, taps, axis), norm))]
-        taps = ((0, 0, maps[0].shape[axis]),)
+    if norm[0] is not None or activation != "none":
+        taken = _joined(maps, Taps.of_flat(runs).runs, axis)
+        maps = [ACTIVATIONS[activation](normed(taken, norm))]
     behind = norm_of(*out_norm)
-    folds = behind is not None and maps[0].dtype in (torch.float32, torch.float64)
+    folds = behind is not None and maps[0].dtype in (torch.float32, torch.float64) and _are_few(weight, maps[0], axis, stride)
     scale, shift = folded(behind) if behind is not None and folds else (None, None)
     made = []
-    for cluster in support.clusters:
-        rows = slice(cluster.start, cluster.stop)
-        filters, added = _columns(weight[rows], cluster.reads), None if bias is None else bias[rows]
+    for start, stop, reads, taps in parts:
+        filters, added = _columns(weight[start:stop], reads), None if bias is None else bias[start:stop]
         if scale is not None and shift is not None:
-            by = scale[rows]
+            by = scale[start:stop]
             filters = filters * by.view(-1, *(1 for _ in filters.shape[1:]))
-            added = shift[rows] if added is None else torch.addcmul(shift[rows], added, by)
-        made.append(_product(_joined(maps, _within(taps, cluster.reads), axis), filters, added, stride, padding))
+            added = shift[start:stop] if added is None else torch.addcmul(shift[start:stop], added, by)
+        made.append(_product(_joined(maps, taps, axis), filters, added, stride, padding))
     y = made[0] if len(made) == 1 else torch.cat(made, axis)
     return activated(y if behind is None or folds else normed(y, out_norm), out_activation)
+
+
+def _are_few(weight: Tensor, x: Tensor, axis: int, stride: int) -> bool:
+    """Say whether a layer has fewer weights than it makes values. Inside a compiler, where sizes may be symbols, it has."""
+    if torch.compiler.is_compiling():
+        return True
+    pixels = x.numel() // (x.shape[axis] * stride ** (weight.dim() - 2))
+    return bool(weight[0].numel() < pixels)
 
 
 def cluster_products_by_kernel(
@@ -74,7 +80,7 @@ def cluster_products_by_kernel(
     stride: int,
     padding: int,
 ) -> Tensor:
-    """Do the same in one kernel, from a slab."""
+    """Do the same in one kernel, from a slab; `clusters` is swkernels.Support.flat."""
     how = block_sparse_conv2d if slab.dtype in DTYPES else block_sparse_conv2d_reference
     plane = weight.dim() == 4 and slab.dim() == 4
     source = slab if plane else slab.flatten(0, -2)[:, None, None]
@@ -95,25 +101,12 @@ def cluster_products_by_kernel(
     return channels_back(y if plane else y.view(*slab.shape[:-1], -1), axis)
 
 
-def _within(taps: Sequence[tuple[int, int, int]], reads: Sequence[_Run]) -> list[tuple[int, int, int]]:
-    """Return the runs of maps in which a cluster's inputs lie."""
-    found = []
-    for low, high in reads:
-        place = 0
-        for source, start, stop in taps:
-            first, last = max(low, place), min(high, place + stop - start)
-            if first < last:
-                found.append((source, start + first - place, start + last - place))
-            place += stop - start
-    return found
-
-
 def _joined(maps: Sequence[Tensor], taps: Sequence[tuple[int, int, int]], axis: int) -> Tensor:
-    parts = [maps[source].narrow(axis, start, stop - start) for source, start, stop in Taps(tuple(taps)).runs]
+    parts = [maps[source].narrow(axis, start, stop - start) for source, start, stop in taps]
     return parts[0] if len(parts) == 1 else torch.cat(parts, axis)
 
 
-def _columns(weight: Tensor, reads: Sequence[_Run]) -> Tensor:
+def _columns(weight: Tensor, reads: Sequence[Run]) -> Tensor:
     parts = [weight[:, start:stop] for start, stop in reads]
     return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
