@@ -37,8 +37,9 @@ demo: $(stamp)
 	@$(VENV)/bin/swcompile transform examples/resnet20.py --out $(OUT) --force
 	@$(python) benchmarks/demo.py $(OUT)
 
+# One process a core, each with one thread: much of a test is Python's, or a compiler's.
 test: $(stamp)
-	@$(python) -m pytest
+	@OMP_NUM_THREADS=1 $(python) -m pytest -n auto --dist worksteal
 
 gpu: $(stamp)
 	@TRITON_INTERPRET=0 $(python) -m pytest tests/gpu

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -33,7 +32,7 @@ from swcompile.plan import Note, Options, Plan
 from swcompile.rewrite import rewrite
 from swcompile.scores import Loss, refuse_unfit
 from swcompile.scores import score as score_of
-from swcompile.trace import Example, Steps, Traced, coupled, shaped, trace, trace_structure
+from swcompile.trace import Example, Steps, Traced, coupled, trace, trace_structure
 from swcompile.trace.shapes import Spec
 from swcompile.verify import verify
 from swcompile.wiring import Curve, sweep, wire
@@ -358,8 +357,8 @@ def lower(model: nn.Module, example_inputs: object = None, *, backend: str = "au
     it has masked. In train mode, and where a gradient is asked for, the model runs as before: call it under torch.no_grad() or
     torch.inference_mode(). Its modules, its state dict and what it computes are the same, up to the rounding of another order of
     sums; under torch.autocast, too, whose types it keeps. Left alone are concats whose values are written in place or leave the
-    model, those that no layer reads, those of another type than the maps that they read or the layer behind, and modules with
-    hooks. `swnet.save` does not keep it: lower what `swnet.load` returns.
+    model, those that no layer reads, those of another type than the maps that they read or the layer behind, and what a module
+    with hooks does. `swnet.save` does not keep it: lower what `swnet.load` returns.
 
     "auto" predicts from timings of the device's operations what each gather would take, and leaves alone what gains nothing;
     `swcompile bench --calibrate` makes these timings. A CPU that has none goes by those of another; a GPU by those shipped for the
@@ -395,8 +394,8 @@ def lower(model: nn.Module, example_inputs: object = None, *, backend: str = "au
     first = made.programs[0]
     if not first.choices or not first.choices.gathers:
         raise NothingToDoError("There is nothing to lower: no layer reads a concat of feature maps along its channels.")
-    if first.graph is not None:
-        shaped(copy.deepcopy(first.graph), made.shell(), lowering.example_of(made))  # it runs, or says what does not fit
+    if first.graph is None and backend != "auto":
+        raise SwnetError(f"It cannot be lowered: {first.choices.why}.")
     return made
 
 

@@ -223,17 +223,28 @@ class _Program:
     def stands(self, root: nn.Module) -> bool:
         """Say whether the modules that it does without are still those that it was made for, of their kind, and not patched.
 
-        So must be their masks, since what they let through was taken into the program. Compiled code guards the rest by itself. On
-        devices of several types, of which autocast is on for some, nothing stands.
+        So must be their masks, since what they let through was taken into the program; a write to one that no call outside of a
+        compiler follows, or through `.data`, is not noticed. Compiled code guards the rest by itself. On devices of several types,
+        of which autocast is on for some, nothing stands.
         """
         if len(self.devices) > 1 and any(_autocast_on(device) for device in self.devices):
             return False
+        if torch.compiler.is_exporting():  # with other tensors in the place of buffers
+            return not self.is_written()
         if torch.compiler.is_compiling():
-            return True
-        return all(
-            _submodule(root, path) is one and type(one) is kind and "forward" not in vars(one) and _is_masked_by(one, *mask)
-            for path, one, kind, mask in zip(self.lowered.bypassed, self.around, self.kinds, self.masks, strict=True)
+            return all(one._buffers.get("mask") is mask for one, mask in self.masked())
+        return not self.is_written() and all(
+            _submodule(root, path) is one and type(one) is kind and "forward" not in vars(one) and one._buffers.get("mask") is mask
+            for path, one, kind, (mask, _) in zip(self.lowered.bypassed, self.around, self.kinds, self.masks, strict=True)
         )
+
+    def masked(self) -> list[tuple[nn.Module, Tensor]]:
+        """Return the modules that have masks, and these."""
+        return [(one, mask) for one, (mask, _) in zip(self.around, self.masks, strict=True) if mask is not None]
+
+    def is_written(self) -> bool:
+        """Say whether a mask was written to since it was taken into the program."""
+        return any(mask is not None and not mask.is_inference() and mask._version != writes for mask, writes in self.masks)
 
 
 class RewiredModule(fx.GraphModule):
@@ -273,7 +284,8 @@ class RewiredModule(fx.GraphModule):
         """The graph that runs in the module's present mode, and as gradients are on or off."""
         if self.lowering is not None and not self.training:
             program = self._example_program()
-            if program is not None and program.lowered.graph is not None and _may_be_lowered(self, program.around, (), {}):
+            may = program is not None and _may_be_lowered(self, program.around, (), {}) and program.stands(self)
+            if program is not None and may and program.lowered.graph is not None:
                 return program.lowered.graph
         return self._graph if self.training or self.eval_graph is None else self.eval_graph
 
@@ -299,6 +311,8 @@ class RewiredModule(fx.GraphModule):
         in_training, in_eval = type(self).forward, self._forward_of(self.eval_graph)
         self.__dict__.update(_programs={}, _making=threading.RLock())  # copies have their own
         if self.lowering is not None:
+            if _lower_anew not in self._load_state_dict_post_hooks.values():
+                self.register_load_state_dict_post_hook(_lower_anew)  # type: ignore[no-untyped-call]  # torch's is untyped
             self._programs[EXAMPLE] = self._program_of(self.lowering.program(self, None, None))
             if (key := self.lowering.example_key(self, None)) is not None:
                 self._programs[key] = self._programs[EXAMPLE]
@@ -339,8 +353,10 @@ class RewiredModule(fx.GraphModule):
     def _lowered_run(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Callable[..., Any] | None:
         """Return what a call runs instead of the graph of the module's mode, or None."""
         program: _Program | None
+        if not torch.compiler.is_compiling() and any(one.is_written() for one in list(self._programs.values())):
+            self.recompile()
         if self.training:
-            if kwargs or not self.lowering.training or not self.lowering.takes_in_training(args) or _is_taken_apart():
+            if kwargs or not self.lowering.training or not self.lowering.takes_in_training(self, args) or _is_taken_apart():
                 return None
             program = self._training_program()
             may = program is not None and not any(_has_hooks(one) for one in program.around) and program.stands(self)
@@ -355,7 +371,7 @@ class RewiredModule(fx.GraphModule):
         """Return the program for a call, made now where it is the first of its kind; None where the call runs as it is."""
         programs: dict[Any, _Program] = self._programs
         if torch.compiler.is_compiling():  # no other can be made inside a compiler, or a transform of torch.func
-            return self._example_program()
+            return self._example_program() if self.lowering.is_like_example(self, args) else None
         autocast = autocast_of(self)
         if torch._C._functorch.peek_interpreter_stack() is not None:
             return programs[EXAMPLE] if autocast is None else None  # convolutions take no notice of autocast there, products do
@@ -392,24 +408,26 @@ class RewiredModule(fx.GraphModule):
 
     def _apply(self, fn: Any, recurse: bool = True) -> RewiredModule:
         """Move or convert the module; what was chosen for another device or dtype, or by masks that lay there, is forgotten."""
+        before = self._taken_in()
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch's is untyped
-        if self.lowering is not None and (self.lowering.backend == "auto" or self._has_masks()):
+        if self.lowering is not None and (self.lowering.backend == "auto" or self._has_masks()) and before != self._taken_in():
             self.recompile()
         return self
 
-    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        """Load a state dict, as nn.Module does, and lower anew what goes by masks."""
-        loaded = super().load_state_dict(*args, **kwargs)
-        if self.lowering is not None and self._has_masks():
-            self.recompile()
-        return loaded
+    def _taken_in(self) -> list[Any]:
+        """Return what programs were made for: a device, a dtype, and masks."""
+        first = next(self.parameters(), None)
+        return [None if first is None else (first.device, first.dtype), *(id(_mask_of(module)) for module in self.modules())]
 
     def _has_masks(self) -> bool:
-        return any(_mask_of(module)[0] is not None for module in self.modules())
+        return any(_mask_of(module) is not None for module in self.modules())
 
     def _program_of(self, made: Lowered) -> _Program:
         around = tuple(self.get_submodule(path) for path in made.bypassed)
-        kinds, masks = tuple(type(one) for one in around), tuple(_mask_of(one) for one in around)
+        kinds, masks = (
+            tuple(type(one) for one in around),
+            tuple((mask, 0 if mask is None or mask.is_inference() else mask._version) for mask in map(_mask_of, around)),
+        )
         devices = tuple({parameter.device.type for parameter in self.parameters()})
         return _Program(made, self._forward_of(made.graph), around, kinds, masks, devices)
 
@@ -439,15 +457,14 @@ def _may_be_lowered(module: nn.Module, around: Sequence[nn.Module], args: Sequen
     return not any(value.requires_grad for value in (*given, *module.parameters()))
 
 
-def _mask_of(module: nn.Module) -> tuple[Tensor | None, int]:
-    """Return a masked layer's mask, and how often it was written to, where torch keeps count of that."""
-    mask = module._buffers.get("mask")
-    return mask, 0 if mask is None or mask.is_inference() else mask._version
+def _mask_of(module: nn.Module) -> Tensor | None:
+    return module._buffers.get("mask")
 
 
-def _is_masked_by(module: nn.Module, mask: Tensor | None, writes: int) -> bool:
-    found, count = _mask_of(module)
-    return found is mask and count == writes
+def _lower_anew(module: RewiredModule, _: Any) -> None:
+    """Make the programs of a module anew that goes by masks, behind the loading of a state dict, its own or one around it."""
+    if module.lowering is not None and module._has_masks():
+        module.recompile()
 
 
 def _submodule(root: nn.Module, path: str) -> nn.Module | None:

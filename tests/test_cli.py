@@ -621,8 +621,8 @@ def test_benchs_bar_ends_full(swcompile, options, tmp_path, monkeypatch):
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(cli, "_working", working)
-    monkeypatch.setattr(bench, "_ceilings", lambda *_: iter(()))
-    monkeypatch.setattr(bench, "_gather", lambda *_: iter(()))
+    monkeypatch.setattr(bench, "ceilings", lambda *_: iter(()))
+    monkeypatch.setattr(bench, "timed_gather", lambda *_: iter(()))
     monkeypatch.setattr(calibrate, "_timed_all", lambda *_: iter(()))
     monkeypatch.setitem(calibrate.DTYPES, "cpu", (torch.float32, torch.float64))
     assert swcompile("bench", "--device", "cpu", *options).code == 0

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from swcompile.modules import MASKED, MaskedConv2d, MaskedLinear
@@ -34,10 +35,11 @@ def support_of(module: nn.Module | None) -> Support | None:
     if type(module) not in MASKED.values() or not _is_taken(module):
         return None
     masked: Any = module
-    if masked.watch is not None or type(masked.mask) is not Tensor or masked.mask.is_meta:
+    mask = masked.mask
+    if masked.watch is not None or type(mask) is not Tensor or mask.is_meta or mask.is_inference():  # torch counts no writes to it
         return None
-    live = masked.mask.detach().flatten(1).bool().cpu()
-    if live.all() or not live.any(1).all():
+    live = mask.detach().flatten(1).bool().cpu()
+    if not torch.equal(live, mask.detach().flatten(1).cpu() == 1) or live.all() or not live.any(1).all():
         return None
     changes = (live[1:] != live[:-1]).any(1).nonzero().flatten() + 1
     borders = [0, *changes.tolist(), len(live)]

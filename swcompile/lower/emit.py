@@ -19,6 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import fx, nn
 
 from swcompile.lower import run, run_clusters, run_training
@@ -54,12 +55,24 @@ def lowered(graph: fx.Graph, root: nn.Module, forms: Mapping[Site, str]) -> tupl
     for site in apart:
         _emit_apart(made, site, copies, root, forms[site])
     drop_unread(made)
+    _lay_for_views(made)
     bypassed = [node for site in sites for node in site.steps]
     for node in list(made.nodes):
         if node.target is run.put_by_kernel:
             bypassed += _made_while_put(made, node, root)
     made.lint()
     return made, tuple(dict.fromkeys(str(node.target) for node in bypassed if node.op == "call_module"))
+
+
+_VIEWS = ("view", "view_as", torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default)
+
+
+def _lay_for_views(made: fx.Graph) -> None:
+    """Lay values as views need them: sites, and so what is behind them, make channels-last maps. Others stay as they are."""
+    for node in list(made.nodes):
+        if node.target in _VIEWS and node.args and isinstance(node.args[0], fx.Node):
+            with made.inserting_before(node):
+                node.replace_input_with(node.args[0], made.call_method("contiguous", (node.args[0],)))
 
 
 def _made_while_put(made: fx.Graph, put: fx.Node, root: nn.Module) -> Sequence[fx.Node]:
@@ -115,7 +128,7 @@ def _emit(made: fx.Graph, region: Region, copies: dict[fx.Node, fx.Node], root: 
         slab = [node for place, node in slabs if place < order[last]][-1]
         with made.inserting_before(last):
             value = _value(made, site, slab, region.runs(site), root, forms[site])
-        _replace(made, site, value, copies)
+        _replace(site, value, copies)
 
 
 def _emit_apart(made: fx.Graph, site: Site, copies: dict[fx.Node, fx.Node], root: nn.Module, form: str) -> None:
@@ -126,14 +139,11 @@ def _emit_apart(made: fx.Graph, site: Site, copies: dict[fx.Node, fx.Node], root
         if form == "triton":
             maps = made.call_function(run.beside, maps, {"axis": site.axis})
         value = _value(made, site, maps, _apart_runs(site), root, form)
-    _replace(made, site, value, copies)
+    _replace(site, value, copies)
 
 
-def _replace(made: fx.Graph, site: Site, value: fx.Node, copies: dict[fx.Node, fx.Node]) -> None:
+def _replace(site: Site, value: fx.Node, copies: dict[fx.Node, fx.Node]) -> None:
     """Let a value take the place of a site's last node, for what reads that and for sites that come later."""
-    if site.is_viewed:
-        with made.inserting_after(value):
-            value = made.call_method("contiguous", (value,))
     copies[site.last].replace_all_uses_with(value)
     copies[site.last] = value
 
@@ -198,6 +208,7 @@ def trained(graph: fx.Graph, root: nn.Module, sites: Sequence[Site], *, by_kerne
     for site in cut:
         _emit_trained(made, site, rows, copies, root, by_kernel)
     drop_unread(made)
+    _lay_for_views(made)
     made.lint()
     bypassed = (node for site in cut for node in site.steps if node.op == "call_module")
     return made, tuple(dict.fromkeys(str(node.target) for node in bypassed))
@@ -235,7 +246,7 @@ def _emit_trained(
         value = made.call_function(
             run_training.train, (maps, _apart_runs(site), site.axis, taken, norm, activation, weight, bias, by_kernel)
         )
-    _replace(made, site, value, copies)
+    _replace(site, value, copies)
 
 
 def _apart_runs(site: Site) -> tuple[int, ...]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import _disable_current_modes
 
@@ -44,7 +44,7 @@ class Lowering:
         if not all(_is_plain(value) for value in arguments):
             return None
         if self.backend != "auto":
-            return (autocast, *((value.dim(), autocast and value.dtype) for value in arguments))  # which takes inputs of any dtype
+            return (autocast, *((value.dim(), value.dtype) for value in arguments))
         kinds = ((value.dtype, *((size - 1).bit_length() for size in value.shape)) for value in arguments)
         weight = _weight(module)
         threads = torch.get_num_threads() if weight is None or weight.device.type == "cpu" else None  # timings on CPUs are by them
@@ -83,17 +83,30 @@ class Lowering:
         else:
             rates, unread = _known(device)
             layout = _layout(weight, arguments or ())
-            sites = tuple(site for site in sites if not site.is_viewed)  # nothing is known of what laying it back takes
             is_own = rates is None or rates.device == device_name(device)
             chosen = choose(graph, sites, rates, layout, WORTH_IT if is_own else WORTH_IT_ELSEWHERE)
             why = unread or _why(chosen, None if rates is None else _told(rates, device), f"channels {layout}")
         made, bypassed = lowered(graph, shell, chosen.forms)
-        return Lowered(made, bypassed, Choices(call, why, chosen.choices))
+        if made is None or (fault := _fault(made, shell, example, autocast)) is None:
+            return Lowered(made, bypassed, Choices(call, why, chosen.choices))
+        return Lowered(None, (), Choices(call, fault, tuple(Choice(name_of(site), "plain") for site in sites)))
 
-    def takes_in_training(self, arguments: Sequence[Any]) -> bool:
-        """Say whether the program for train mode was made for such arguments: tensors of the ranks of the example."""
-        ranks = [len(value.shape) if isinstance(value, Spec) else None for value in self.example]
-        return all(_is_plain(value) for value in arguments) and [value.dim() for value in arguments] == ranks
+    def is_like_example(self, module: nn.Module, arguments: Sequence[Any]) -> bool:
+        """Say whether arguments are tensors of the ranks of the example, and of its dtypes or, both floating, of the weights'."""
+        weight = _weight(module)
+        if len(arguments) != len(self.example):
+            return False
+        for value, spec in zip(arguments, self.example, strict=True):
+            if not isinstance(value, Tensor) or not isinstance(spec, Spec) or value.dim() != len(spec.shape):
+                return False
+            is_weights = weight is not None and spec.dtype.is_floating_point and value.dtype == weight.dtype
+            if value.dtype != spec.dtype and not is_weights:
+                return False
+        return True
+
+    def takes_in_training(self, module: nn.Module, arguments: Sequence[Any]) -> bool:
+        """Say whether the program for train mode was made for such arguments."""
+        return all(_is_plain(value) for value in arguments) and self.is_like_example(module, arguments)
 
     def training_program(self, module: RewiredModule, autocast: Autocast | None) -> Lowered:
         """Lower a module's train mode, alike for all calls in a state of autocast (None: off)."""
@@ -110,18 +123,24 @@ class Lowering:
             return Lowered(None, (), Choices(call, "what training would take has been timed on no device yet", plain))
         made, bypassed = trained(graph, shell, sites, by_kernel=self.backend == "triton")
         why = "as asked"
-        try:
-            if made is not None:
-                with _disable_current_modes():
-                    shaped(copy.deepcopy(made), shell, example, autocast)
-        except SwnetError as error:  # what follows goes by the strides of what a site made, further on than find_sites looks
-            made, bypassed, why = None, (), f"lowered, it does not run: {error}"
+        if made is not None and (fault := _fault(made, shell, example, autocast)) is not None:
+            made, bypassed, why = None, (), fault
         forms = (self.backend if made is not None and as_trained(site, shell) is not None else "plain" for site in sites)
         return Lowered(
             made,
             bypassed,
             Choices(call, why, tuple(Choice(name_of(site), form) for site, form in zip(sites, forms, strict=True))),
         )
+
+
+def _fault(graph: fx.Graph, shell: nn.Module, example: Example, autocast: Autocast | None) -> str | None:
+    """Say why a lowered graph does not run, as where something far behind a site goes by the strides of what it made; or None."""
+    try:
+        with _disable_current_modes():
+            shaped(copy.deepcopy(graph), shell, example, autocast)
+    except SwnetError as error:
+        return f"lowered, it does not run: {error}"
+    return None
 
 
 def _under(autocast: Autocast | None) -> str:

@@ -170,7 +170,7 @@ class Rates:
             dtype: {name: Timings(found["item"], tuple(Timing(*one) for one in found["timings"])) for name, found in by.items()}
             for dtype, by in read["dtypes"].items()
         }
-        gpu = None if read["gpu"] is None else GPU(**read["gpu"] | {"capability": tuple(read["gpu"]["capability"])})
+        gpu = None if read.get("gpu") is None else GPU(**read["gpu"] | {"capability": tuple(read["gpu"]["capability"])})
         return cls(str(read["device"]), dict(read["versions"]), dtypes, gpu)
 
 

@@ -82,8 +82,10 @@ def _window(x: Tensor, like: Tensor) -> tuple[int, int] | None:
     """Return how many pixels of a map, in height and width, become one of the other; None where they do not divide."""
     if x.dim() != 4 or like.dim() != 4:
         return None
-    (high, over), (wide, beyond) = (divmod(have, want) for have, want in zip(x.shape[2:], like.shape[2:], strict=True))
-    return None if over or beyond or not high or not wide else (high, wide)
+    (height, width), (high, wide) = x.shape[2:], like.shape[2:]  # symbols inside a compiler
+    if not high or not wide or height % high or width % wide or height < high or width < wide:
+        return None
+    return height // high, width // wide
 
 
 def beside(*maps: Tensor, axis: int) -> tuple[Tensor, ...]:

@@ -83,7 +83,7 @@ def cluster_products_by_kernel(
     """Do the same in one kernel, from a slab; `clusters` is swkernels.Support.flat."""
     how = block_sparse_conv2d if slab.dtype in DTYPES else block_sparse_conv2d_reference
     plane = weight.dim() == 4 and slab.dim() == 4
-    source = slab if plane else slab.flatten(0, -2)[:, None, None]
+    source = slab if plane else slab.reshape(-1, slab.shape[-1])[:, None, None]
     filters = (weight.permute(0, 2, 3, 1) if plane else weight.flatten(1)[:, None, None]).to(slab.dtype)  # as autocast does
     y = how(
         source,

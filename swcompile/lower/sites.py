@@ -39,13 +39,18 @@ _FUNCTIONS: Mapping[object, str] = {
     functional.hardswish: "hardswish",
 }
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-_FUNCTIONAL: Mapping[object, int] = {functional.linear: -1, functional.conv1d: 1, functional.conv2d: 1, functional.conv3d: 1}
-"""Functions that take a weight, and where its input has the channels."""
+_FUNCTIONAL: Mapping[object, tuple[int, int]] = {
+    functional.linear: (-1, 0),
+    functional.conv1d: (1, 3),
+    functional.conv2d: (1, 4),
+    functional.conv3d: (1, 5),
+}
+"""Functions that take a weight, where their input has the channels, and its rank with a batch (0: any)."""
 _FIXED = (*_CONVS, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, *(MASKED[conv] for conv in _CONVS))
 """Layers that take one number of channels and no other."""
 _FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
-_VIEWS, _BY_STORAGE = ("view", "view_as"), ("as_strided", "set_", "stride", "is_contiguous")
-"""Methods that need a map to lie with its channels first, and methods whose result goes by how it lies."""
+_BY_STORAGE = ("as_strided", "set_", "stride", "is_contiguous")
+"""Methods whose result goes by how a map lies."""
 
 
 @dataclass(frozen=True)
@@ -76,8 +81,6 @@ class Site:
     out_activation: fx.Node | None = None
     support: Support | None = None
     kernel_area: int = 1
-    is_viewed: bool = False
-    """Whether something behind goes by strides, so that the map must lie with its channels first again."""
 
     @property
     def steps(self) -> tuple[fx.Node, ...]:
@@ -111,17 +114,12 @@ def find_sites(graph: fx.Graph, root: nn.Module) -> tuple[Site, ...]:
     if any(WRITES in node.meta or "autocast" in str(node.target) for node in graph.nodes):
         return ()
     found = (site for node in graph.nodes for site in (_behind(node, root) if _is_cat(node) else _in_clusters(node, root)))
-    kept = (site for site in found if site.axis == -1 or not _shows_how_it_lies(site.last))
-    return tuple(replace(site, is_viewed=site.axis == 1 and _meets(site.last, _VIEWS)) for site in kept)
+    return tuple(site for site in found if site.axis == -1 or not _shows_how_it_lies(site.last))
 
 
 def _shows_how_it_lies(node: fx.Node) -> bool:
     """Say whether a value leaves the graph, or meets an operation that goes by its strides: sites make maps channels-last."""
-    return _meets(node, _BY_STORAGE) or any(user.op == "output" for user in node.users)
-
-
-def _meets(node: fx.Node, methods: Sequence[str]) -> bool:
-    return any(user.op == "call_method" and user.target in methods for user in node.users)
+    return any(user.op == "output" or (user.op == "call_method" and user.target in _BY_STORAGE) for user in node.users)
 
 
 def _behind(cat: fx.Node, root: nn.Module) -> Iterator[Site]:
@@ -160,7 +158,9 @@ def _fixes_width(user: fx.Node, value: fx.Node, axis: int, root: nn.Module) -> b
     if user.op == "call_function" and user.target in _FUNCTIONAL and len(user.args) > 1:
         source, weight, *_ = user.args
         is_own = isinstance(weight, fx.Node) and weight.op == "get_attr"
-        return source is value and is_own and axis == _FUNCTIONAL[user.target]
+        at, rank = _FUNCTIONAL[user.target]
+        spec = spec_of(value)
+        return source is value and is_own and axis == at and spec is not None and rank in (0, len(spec.shape))
     module: Any = _called(user, root)
     if type(module) in _NORMS:
         return _norms_channels(user, value, axis)

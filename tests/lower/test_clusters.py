@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from typing import Any
 
 import pytest
@@ -242,16 +244,30 @@ def _other_masks(module: nn.Module) -> dict[str, Tensor]:
     return {name: value.roll(3, 1) if name.endswith("mask") else value for name, value in module.state_dict().items()}
 
 
-def test_a_mask_written_to_is_noticed(launched: list[str]) -> None:
+def test_a_mask_written_to_is_noticed() -> None:
     rewired = tiled(seeded(resnet20, 0))
-    lowered, x = swnet.lower(rewired, backend="triton"), X
+    lowered = swnet.lower(rewired, backend="torch")
+    other = _other_masks(rewired)
     for name, mask in lowered.named_buffers():
         if name.endswith("mask"):
-            mask.copy_(mask.roll(3, 1))
-    rewired.load_state_dict(_other_masks(rewired))
+            mask.copy_(other[name])
+    assert run_clusters.cluster_products not in {node.target for node in lowered.graph.nodes}  # what export would take
+    rewired.load_state_dict(other)
     with torch.no_grad():
-        torch.testing.assert_close(lowered(x), rewired(x), rtol=1e-4, atol=1e-5)
-    assert launched == []  # it runs as it is until it is lowered anew
+        torch.testing.assert_close(lowered(X), rewired(X), rtol=1e-4, atol=1e-5)
+    assert runs_clusters(lowered)
+
+
+def runs_clusters(lowered: RewiredModule) -> bool:
+    """Say whether a call runs a program, made for the masks of now."""
+    with torch.no_grad():
+        return lowered._lowered_run((X,), {}) is not None and targets(lowered).count(run_clusters.cluster_products) > 7
+
+
+def test_other_values_than_live_and_not_are_no_mask() -> None:
+    layer = masked(nn.Linear, HALVES, 12)
+    layer.mask = layer.mask * 0.5
+    assert support_of(layer) is None
 
 
 @pytest.mark.parametrize("assign", [True, False])
@@ -278,13 +294,25 @@ def test_a_module_that_moves_takes_its_masks_along(launched: list[str]) -> None:
     assert "_block_sparse_conv2d" in launched
 
 
-def test_masks_loaded_through_a_module_around_it_are_noticed() -> None:
+@pytest.mark.parametrize("assign", [True, False])
+@pytest.mark.parametrize("compiled", [True, False])
+def test_masks_loaded_through_a_module_around_it_are_lowered_anew(compiled: bool, assign: bool) -> None:
     rewired = tiled(seeded(resnet20, 0))
-    around = nn.Sequential(swnet.lower(rewired, backend="torch"))
-    around.load_state_dict({f"0.{name}": value for name, value in _other_masks(rewired).items()})
-    rewired.load_state_dict(_other_masks(rewired))
+    lowered = swnet.lower(rewired, backend="torch")
+    around: Any = nn.Sequential(pickle.loads(pickle.dumps(copy.deepcopy(lowered))))
+    call = torch.compile(around, backend="eager", fullgraph=True) if compiled else around
     with torch.no_grad():
-        torch.testing.assert_close(around(X), rewired(X), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(call(X), rewired(X), rtol=1e-4, atol=1e-5)
+        around.load_state_dict({f"0.{name}": value for name, value in _other_masks(rewired).items()}, assign=assign)
+        rewired.load_state_dict(_other_masks(rewired))
+        torch.testing.assert_close(call(X), rewired(X), rtol=1e-4, atol=1e-5)
+    assert runs_clusters(around[0])
+
+
+def test_what_moves_nowhere_is_not_lowered_anew() -> None:
+    lowered = swnet.lower(tiled(seeded(resnet20, 0)), backend="torch")
+    before = lowered._programs
+    assert lowered.to("cpu")._programs is before
 
 
 # --- what it costs -----------------------------------------------------------------------------------------------------------

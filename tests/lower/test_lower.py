@@ -291,6 +291,10 @@ def _viewed(m: Any, a: Tensor, b: Tensor) -> Tensor:
     return functional.relu(m.norm(torch.cat([a, b], 1))).view(len(a), -1)
 
 
+def _viewed_further_on(m: Any, a: Tensor, b: Tensor) -> Tensor:
+    return torch.sigmoid(_conv(m, torch.cat([a, b], 1))).view(len(a), -1)
+
+
 def _chunks(m: Any, a: Tensor, b: Tensor) -> Tensor:
     return _conv(m, torch.cat(torch.chunk(torch.cat([a, b], 1), 2, 1), 1))
 
@@ -324,7 +328,7 @@ def _six_crops(m: Any, a: Tensor, b: Tensor) -> Tensor:
 
 
 AWKWARD = [
-    *(_written_before, _written_after, _of_two_types, _viewed, _chunks, _from_nothing),
+    *(_written_before, _written_after, _of_two_types, _viewed, _viewed_further_on, _chunks, _from_nothing),
     *(_read_by_a_function, _with_an_empty_part, _returned, _cropped, _six_crops),
 ]
 
@@ -342,6 +346,61 @@ class Awkward(nn.Module):
         return made if self.tail is _returned else 2 * made, sure
 
 
+class Beside(nn.Module):
+    """An input beside a map that is made of another one; read by a function, of maps without a batch too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.one = nn.Conv2d(3, 4, 1), nn.BatchNorm2d(8), nn.Conv2d(8, 5, 1)
+
+    def forward(self, x: Tensor, z: Tensor) -> Tensor:
+        return self.one(functional.relu(self.norm(torch.cat([z, self.conv(x)], 1)))) + 0
+
+
+@pytest.mark.parametrize("backend", ["torch", "triton"])
+def test_inputs_of_other_types_are_other_calls(backend: str) -> None:
+    model, x = used_beside(), torch.randn(2, 3, 4, 4)
+    z = torch.randn(2, 4, 4, 4)
+    lowered = swnet.lower(model, (x, z), backend=backend)
+    with torch.no_grad():
+        for other in (z, z > 0, z.half(), z.bfloat16(), (100 * z).to(torch.uint8), z.double().float()):
+            torch.testing.assert_close(lowered(x, other), model(x, other), rtol=1e-4, atol=1e-5)
+        compiled = torch.compile(lowered, backend="eager", fullgraph=True)
+        torch.testing.assert_close(compiled(x, z > 0), model(x, z > 0), rtol=1e-4, atol=1e-5)
+
+
+def used_beside() -> nn.Module:
+    model = Beside()
+    for value in (model.norm.running_mean, model.norm.bias):
+        assert value is not None
+        nn.init.normal_(value)
+    return model.eval()
+
+
+class Unbatched(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.weight = nn.Conv2d(3, 4, 1), nn.Parameter(torch.randn(5, 4, 3, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        a = self.conv(x)
+        return functional.conv2d(torch.cat([a, a.tanh()], 1), self.weight) + 0
+
+
+def test_a_function_without_a_batch_reads_rows_not_channels() -> None:
+    with pytest.raises(NothingToDoError):
+        swnet.lower(Unbatched().eval(), torch.randn(3, 8, 8), backend="torch")
+
+
+def test_maps_of_another_size_inside_a_compiler() -> None:
+    rewired = swnet.transform(used(_chain(), X), X, p=0.3, wiring="tile").eval()
+    compiled = torch.compile(swnet.lower(rewired, backend="triton"), backend="eager", fullgraph=True)
+    with torch.no_grad():
+        for side in (8, 12, 9):
+            x = torch.randn(2, 3, side, side)
+            torch.testing.assert_close(compiled(x), rewired(x), rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("backend", ["torch", "triton"])
 @pytest.mark.parametrize("tail", AWKWARD)
@@ -355,9 +414,9 @@ def test_awkward_concats_are_read_rightly_or_left_alone(
             swnet.lower(model, X, backend=backend)
         return
     lowered = swnet.lower(model, X, backend=backend)
-    assert targets(lowered).count("contiguous") == (tail is _viewed)
+    assert targets(lowered).count("contiguous") == (tail in (_viewed, _viewed_further_on))
     assert bool(set(CATS) & set(targets(lowered))) == (tail in (_of_two_types, _chunks, _from_nothing, _returned, _cropped))
-    if tail is _viewed and layout is torch.channels_last:
+    if tail in (_viewed, _viewed_further_on) and layout is torch.channels_last:
         return  # torch refuses this one itself
     with torch.no_grad():
         found, expected = lowered(x), model(x)
