@@ -1,0 +1,100 @@
+"""Lowered models that train on several ranks end where the models themselves do: DistributedDataParallel, and FSDP2."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.distributed.fsdp import fully_shard
+from torch.nn import functional
+
+import swnet
+from swcompile.modules import TRAINING
+from tests.zoo import densenet as bottlenecked
+
+X = torch.randn(8, 3, 8, 8, generator=torch.Generator().manual_seed(0)).double()
+LABELS = torch.arange(8) % 10
+
+
+def _model() -> nn.Module:
+    torch.manual_seed(0)
+    model = bottlenecked().double()
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    return model.train()
+
+
+def _in_parallel(model: nn.Module) -> nn.Module:
+    return nn.parallel.DistributedDataParallel(model)
+
+
+def _sharded(model: nn.Module) -> nn.Module:
+    return fully_shard(model)
+
+
+def _sharded_by_layer(model: nn.Module) -> nn.Module:
+    for module in list(model.modules()):
+        if isinstance(module, nn.Conv2d):
+            fully_shard(module)
+    return fully_shard(model)
+
+
+WAYS = {"DistributedDataParallel": _in_parallel, "fully_shard": _sharded, "fully_shard by layer": _sharded_by_layer}
+
+
+def _train(model: nn.Module, rank: int) -> dict[str, Any]:
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    mine = slice(4 * rank, 4 * rank + 4)
+    for _ in range(3):
+        optimizer.zero_grad()
+        functional.cross_entropy(model(X[mine]), LABELS[mine]).backward()
+        optimizer.step()
+    return {name: _whole(value) for name, value in model.state_dict().items()}
+
+
+def _whole(value: Any) -> torch.Tensor:
+    return (value.full_tensor() if hasattr(value, "full_tensor") else value).clone()
+
+
+def _rank(rank: int, folder: str, way: str, done: Any) -> None:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+    lowered = swnet.lower(_model(), X[:4], backend="torch", training=True).train()
+    ran: list[int] = []
+    program = lowered._programs[TRAINING]
+    assert program.run is not None
+    run = program.run
+    object.__setattr__(program, "run", lambda *args, **kwargs: (ran.append(1), run(*args, **kwargs))[1])
+    found, expected = _train(WAYS[way](lowered), rank), _train(WAYS[way](copy.deepcopy(_model())), rank)
+    torch.save((found, expected, len(ran)), f"{folder}/{rank}.pt")
+    done.wait(240)  # gloo aborts a process whose peer is gone before all has reached it
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="this torch has no gloo")
+@pytest.mark.parametrize("way", WAYS)
+def test_ranks_end_where_those_of_the_model_itself_do(way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    context = torch.multiprocessing.get_context("spawn")
+    done = context.Barrier(2)
+    ranks = [context.Process(target=_rank, args=(rank, str(tmp_path), way, done)) for rank in range(2)]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join(240)
+        assert process.exitcode == 0
+    told = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
+    for found, expected, ran in told:
+        assert ran == (0 if way == "fully_shard by layer" else 3)  # whose hooks must run
+        for name, value in expected.items():
+            torch.testing.assert_close(found[name], value, rtol=1e-9, atol=1e-9)
+    ours, theirs = ({name.removeprefix("module."): value for name, value in found.items()} for found, _, _ in told)
+    start = _model()
+    for name, value in start.named_parameters():
+        assert torch.equal(ours[name], theirs[name])
+        assert not torch.equal(ours[name], value)
