@@ -29,6 +29,7 @@ from swcompile.lower.regions import Region, lay_out_regions
 from swcompile.lower.sites import Site, activation_of, is_norm
 from swcompile.modules import resample
 from swcompile.optimize import drop_unread
+from swcompile.trace.shapes import Spec, spec_of
 from swkernels import Taps
 from swkernels.affine import NO_NORM
 
@@ -55,7 +56,7 @@ def lowered(graph: fx.Graph, root: nn.Module, forms: Mapping[Site, str]) -> tupl
     for site in apart:
         _emit_apart(made, site, copies, root, forms[site])
     drop_unread(made)
-    _lay_for_views(made)
+    _lay_for_views(made, root)
     bypassed = [node for site in sites for node in site.steps]
     for node in list(made.nodes):
         if node.target is run.put_by_kernel:
@@ -67,12 +68,31 @@ def lowered(graph: fx.Graph, root: nn.Module, forms: Mapping[Site, str]) -> tupl
 _VIEWS = ("view", "view_as", torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default)
 
 
-def _lay_for_views(made: fx.Graph) -> None:
-    """Lay values as views need them: sites, and so what is behind them, make channels-last maps. Others stay as they are."""
+def _lay_for_views(made: fx.Graph, root: nn.Module) -> None:
+    """Lay values as views need them: sites, and so what is behind them, make channels-last maps. Others stay as they are.
+
+    Modules and functions that are not torch's may take views, too.
+    """
     for node in list(made.nodes):
-        if node.target in _VIEWS and node.args and isinstance(node.args[0], fx.Node):
-            with made.inserting_before(node):
-                node.replace_input_with(node.args[0], made.call_method("contiguous", (node.args[0],)))
+        given = node.args[:1] if node.target in _VIEWS else node.args if _is_foreign(node, root) else ()
+        for value in given:
+            if isinstance(value, fx.Node) and (_is_ours(value) or isinstance(spec_of(value), Spec)):
+                with made.inserting_before(node):
+                    node.replace_input_with(value, made.call_method("contiguous", (value,)))
+
+
+def _is_foreign(node: fx.Node, root: nn.Module) -> bool:
+    """Say whether a node calls code that is neither torch's nor ours."""
+    if node.op == "call_module":
+        return not type(root.get_submodule(str(node.target))).__module__.startswith(("torch.nn.", "swcompile."))
+    if node.op != "call_function":
+        return False
+    home = getattr(node.target, "__module__", None) or "torch"  # that of an operator has none
+    return home.split(".")[0] not in ("torch", "swcompile", "operator", "_operator", "builtins", "math")
+
+
+def _is_ours(node: fx.Node) -> bool:
+    return node.op == "call_function" and str(getattr(node.target, "__module__", "")).startswith("swcompile.lower.")
 
 
 def _made_while_put(made: fx.Graph, put: fx.Node, root: nn.Module) -> Sequence[fx.Node]:
@@ -208,7 +228,7 @@ def trained(graph: fx.Graph, root: nn.Module, sites: Sequence[Site], *, by_kerne
     for site in cut:
         _emit_trained(made, site, rows, copies, root, by_kernel)
     drop_unread(made)
-    _lay_for_views(made)
+    _lay_for_views(made, root)
     made.lint()
     bypassed = (node for site in cut for node in site.steps if node.op == "call_module")
     return made, tuple(dict.fromkeys(str(node.target) for node in bypassed))

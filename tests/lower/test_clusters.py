@@ -39,13 +39,19 @@ HALVES = Support((Cluster(0, 8, ((0, 5), (9, 12))), Cluster(8, 20, ((3, 10),))))
 
 
 class Reads(nn.Module):
-    """A layer over two maps, one of them also read by itself, with norms and activations around it where asked for."""
+    """A layer over two maps, one of them also read by itself, with norms and activations around it where asked for.
 
-    def __init__(self, layer: nn.Module, before: nn.Module, behind: nn.Module, axis: int) -> None:
+    Of the first map `skipped` channels are not read, and so many are.
+    """
+
+    def __init__(
+        self, layer: nn.Module, before: nn.Module, behind: nn.Module, axis: int, skipped: tuple[int, int] = (0, 0)
+    ) -> None:
         super().__init__()
-        self.layer, self.before, self.behind, self.axis = layer, before, behind, axis
+        self.layer, self.before, self.behind, self.axis, self.skipped = layer, before, behind, axis, skipped
 
     def forward(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+        a = torch.split(a, self.skipped, self.axis)[1] if self.skipped[0] else a
         return self.behind(self.layer(self.before(torch.cat([a, b], self.axis)))), torch.relu(b)
 
 
@@ -140,9 +146,9 @@ def check(backend: str, name: str, data: st.DataObject) -> None:
     behind: list[nn.Module] = [norms(start, rank)] if data.draw(st.booleans()) and name != "tokens" else []
     behind += [nn.ReLU()] if data.draw(st.booleans()) else []
     plain = kind(inputs, start, *size, **options)
-    model = Reads(plain, nn.Sequential(*before), nn.Sequential(*behind), axis).double().eval()
-    cut = data.draw(st.integers(1, inputs - 1))
-    shapes = [(*around, width) if axis == -1 else (around[0], width, *around[1:]) for width in (cut, inputs - cut)]
+    cut, skipped = data.draw(st.integers(1, inputs - 1)), data.draw(st.integers(0, 3))
+    model = Reads(plain, nn.Sequential(*before), nn.Sequential(*behind), axis, (skipped, cut)).double().eval()
+    shapes = [(*around, width) if axis == -1 else (around[0], width, *around[1:]) for width in (skipped + cut, inputs - cut)]
     maps = tuple(torch.randn(*shape).double() for shape in shapes)
     rewired, lowered = lower_with(layer.double(), model, maps, backend)
     with torch.no_grad():
