@@ -53,7 +53,7 @@ class Arm:
 
 def dense_block(number: int) -> nn.Module:
     """Return a dense block of DenseNet-121."""
-    return getattr(torchvision_models().densenet121().features, f"denseblock{number}")  # type: ignore[no-any-return]
+    return getattr(torchvision_models().densenet121().features, f"denseblock{number}")  # type: ignore[no-any-return]  # torch's and torchvision's are untyped
 
 
 def rewired(only_1x1: bool = False) -> nn.Module:

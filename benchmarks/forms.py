@@ -73,7 +73,7 @@ def tuned(model: nn.Module, call: Callable[[nn.Module], Tensor], **options: Any)
     made: Any = torch.compile(model, fullgraph=True, dynamic=False, options=chosen)
     with _inductor.config.patch(chosen), _dynamo.config.patch(recompile_limit=64):  # models of a class share their code's 8
         call(made)
-    return made  # type: ignore[no-any-return]
+    return made  # type: ignore[no-any-return]  # torch's and torchvision's are untyped
 
 
 def side_by_side(

@@ -424,10 +424,9 @@ class RewiredModule(fx.GraphModule):
 
     def _program_of(self, made: Lowered) -> _Program:
         around = tuple(self.get_submodule(path) for path in made.bypassed)
-        kinds, masks = (
-            tuple(type(one) for one in around),
-            tuple((mask, 0 if mask is None or mask.is_inference() else mask._version) for mask in map(_mask_of, around)),
-        )
+        kinds = tuple(type(one) for one in around)
+        writes = [0 if mask is None or mask.is_inference() else mask._version for mask in map(_mask_of, around)]
+        masks = tuple(zip(map(_mask_of, around), writes, strict=True))
         devices = tuple({parameter.device.type for parameter in self.parameters()})
         return _Program(made, self._forward_of(made.graph), around, kinds, masks, devices)
 
