@@ -124,6 +124,7 @@ def transform(
     verify: bool = False,
     calibrate: Iterable[Any] | None = None,
     leaf_modules: Sequence[str | type[nn.Module]] = (),
+    lower: str = "auto",
 ) -> RewiredModule:
     """Return a copy of `model` whose layers also read feature maps from far behind them.
 
@@ -157,6 +158,8 @@ def transform(
         calibrate: batches (tensors, or tuples that begin with the model's inputs, such as a DataLoader's) from which the norms of
             a trained model take their statistics anew.
         leaf_modules: paths or classes of modules to leave as they are, with whatever layers lie inside.
+        lower: "auto" lowers both modes (swnet.lower) while the weights are on a GPU, where timings of it promise a win; the ledger
+            says what and why. "off" does not. Neither `swnet.apply` nor `swnet.load` does: call swnet.lower on what they return.
 
     Returns:
         A RewiredModule: an ordinary nn.Module with the same signature and, at density 1 of wiring "block", the same state dict.
@@ -195,6 +198,8 @@ def transform(
         min_in_degree=min_in_degree,
     )
     refuse_unfit(options.score, {"batches": batches, "loss_fn": loss_fn})
+    if lower not in ("auto", "off"):
+        raise SwnetError(f'lower is "auto" or "off", not {lower!r}; swnet.lower lowers by a backend of your choice.')
     traced = _traced(trace, model, example_inputs, leaf_modules, options)
     made = _decide(traced, options, batches, loss_fn)
     if not made.layers and (options.p != 0 or options.prunes or options.grow):
@@ -202,7 +207,10 @@ def transform(
     module = _carry_out(traced, made, fresh=True)
     if verify:
         module = _certified(model, module, example_inputs)
-    return _with_statistics(module, calibrate)
+    module = _with_statistics(module, calibrate)
+    if lower == "auto":
+        module.lower_by(Lowering("auto", record(module).example, training=True, only_gpus=True))
+    return module
 
 
 def plan(
@@ -356,8 +364,8 @@ def lower(model: nn.Module, example_inputs: object = None, *, backend: str = "au
     is never made. A layer masked in tiles (wiring "tile") runs over what its clusters of outputs read, which saves as much work as
     it has masked. In train mode, and where a gradient is asked for, the model runs as before: call it under torch.no_grad() or
     torch.inference_mode(). Its modules, its state dict and what it computes are the same, up to the rounding of another order of
-    sums; under torch.autocast, too, whose types it keeps. Left alone are concats whose values are written in place or leave the
-    model, those that no layer reads, those of another type than the maps that they read or the layer behind, and what a module
+    sums; under torch.autocast, too, whose types it keeps. Left alone are models that write into their values, concats of several
+    types or read by their strides, those of which no layer says that their channels are as many for every input, and what a module
     with hooks does. `swnet.save` does not keep it: lower what `swnet.load` returns.
 
     "auto" predicts from timings of the device's operations what each gather would take, and leaves alone what gains nothing;
@@ -378,22 +386,23 @@ def lower(model: nn.Module, example_inputs: object = None, *, backend: str = "au
     Args:
         model: what `transform` made, or any model that it takes; that is then traced, and nothing else is changed.
         example_inputs: as for `transform`; a model that `transform` made has its own.
-        backend: "auto"; "torch", every gather in plain torch operations, on any device; or "triton", every gather by the kernels of
-            swkernels, on a GPU.
+        backend: "auto"; "torch", every gather that can be in plain torch operations, on any device; or "triton", every concat of
+            feature maps by the kernels of swkernels, on a GPU.
         training: whether train mode is lowered, too.
 
     Raises:
-        SwnetError: a backend that there is not, or a model that cannot be traced.
+        SwnetError: a backend that there is not, a model that cannot be traced, or, for "triton", a concat that has to stay.
         NothingToDoError: a SwnetError, where there is no concat that could be lowered.
     """
     if backend not in BACKENDS:
         raise SwnetError(f"There is no backend {backend!r}; there are {', '.join(BACKENDS)}.")
-    module = model if isinstance(model, RewiredModule) else transform(model, example_inputs, p=0.0)
+    module = model if isinstance(model, RewiredModule) else transform(model, example_inputs, p=0.0, lower="off")
     lowering = Lowering(backend, record(module).example, training)
     made = module.with_lowering(lowering)
     first = made.programs[0]
     if not first.choices or not first.choices.gathers:
-        raise NothingToDoError("There is nothing to lower: no layer reads a concat of feature maps along its channels.")
+        why = first.choices.why if first.choices else "the model does not run for its example inputs"
+        raise NothingToDoError(f"There is nothing to lower: {why}.")
     if first.graph is None and backend != "auto":
         raise SwnetError(f"It cannot be lowered: {first.choices.why}.")
     return made

@@ -262,6 +262,7 @@ class RewiredModule(fx.GraphModule):
 
     eval_graph: fx.Graph | None = None
     lowering: Any = None
+    _lowers: bool = False
     _programs: dict[Any, _Program]
     _making: threading.RLock
     swcompile: Any = None
@@ -282,7 +283,7 @@ class RewiredModule(fx.GraphModule):
     @property
     def graph(self) -> fx.Graph:
         """The graph that runs in the module's present mode, and as gradients are on or off."""
-        if self.lowering is not None and not self.training:
+        if self._lowers and not self.training:
             program = self._example_program()
             may = program is not None and _may_be_lowered(self, program.around, (), {}) and program.stands(self)
             if program is not None and may and program.lowered.graph is not None:
@@ -306,11 +307,12 @@ class RewiredModule(fx.GraphModule):
     def recompile(self) -> Any:
         """Compile the graphs, after they were changed, into `forward`."""
         code = super().recompile()
-        if self.eval_graph is None and self.lowering is None:
+        lowers = self.lowering is not None and self.lowering.is_for(self)
+        self.__dict__.update(_lowers=lowers, _programs={}, _making=threading.RLock())  # copies have their own
+        if self.eval_graph is None and not lowers:
             return code
         in_training, in_eval = type(self).forward, self._forward_of(self.eval_graph)
-        self.__dict__.update(_programs={}, _making=threading.RLock())  # copies have their own
-        if self.lowering is not None:
+        if lowers:
             if _lower_anew not in self._load_state_dict_post_hooks.values():
                 self.register_load_state_dict_post_hook(_lower_anew)  # type: ignore[no-untyped-call]  # torch's is untyped
             self._programs[EXAMPLE] = self._program_of(self.lowering.program(self, None, None))
@@ -322,7 +324,7 @@ class RewiredModule(fx.GraphModule):
         @functools.wraps(in_training)
         def forward(module: RewiredModule, *args: Any, **kwargs: Any) -> Any:
             run = in_training if module.training or in_eval is None else in_eval
-            if module.lowering is not None:
+            if module._lowers:
                 run = module._lowered_run(args, kwargs) or run
             return run(module, *args, **kwargs)
 
@@ -340,14 +342,19 @@ class RewiredModule(fx.GraphModule):
     def with_lowering(self, lowering: Any) -> RewiredModule:
         """Return a copy that in eval mode runs what a lowering makes of it, when no gradient is asked for."""
         made = copy.deepcopy(self)
-        made.lowering = lowering
-        made.recompile()
+        made.lower_by(lowering)
         return made
+
+    def lower_by(self, lowering: Any) -> None:
+        """Run from now on what a lowering makes of this module, where it is for it."""
+        self.lowering = lowering
+        if self._lowers or lowering.is_for(self):
+            self.recompile()
 
     @property
     def programs(self) -> tuple[Lowered, ...]:
         """What has been lowered so far: for the example inputs, and for each kind of call that came."""
-        programs = {id(program): program.lowered for program in list(self.__dict__.get("_programs", {}).values())}
+        programs = {id(program): program.lowered for program in list(self._programs.values())}
         return tuple(programs.values())
 
     def _lowered_run(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Callable[..., Any] | None:
@@ -410,7 +417,9 @@ class RewiredModule(fx.GraphModule):
         """Move or convert the module; what was chosen for another device or dtype, or by masks that lay there, is forgotten."""
         before = self._taken_in()
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch's is untyped
-        if self.lowering is not None and (self.lowering.backend == "auto" or self._has_masks()) and before != self._taken_in():
+        if self.lowering is None or not (self._lowers or self.lowering.is_for(self)):
+            return self
+        if (self.lowering.backend == "auto" or self._has_masks()) and before != self._taken_in():
             self.recompile()
         return self
 
@@ -462,7 +471,7 @@ def _mask_of(module: nn.Module) -> Tensor | None:
 
 def _lower_anew(module: RewiredModule, _: Any) -> None:
     """Make the programs of a module anew that goes by masks, behind the loading of a state dict, its own or one around it."""
-    if module.lowering is not None and module._has_masks():
+    if module._lowers and module._has_masks():
         module.recompile()
 
 

@@ -15,9 +15,10 @@ from typing import Any
 from torch import fx
 
 from swcompile.choices import Choice
+from swcompile.lower.pieces import concats_of
 from swcompile.lower.rates import Rates
 from swcompile.lower.regions import Region, lay_out_regions
-from swcompile.lower.sites import Site, concats_of
+from swcompile.lower.sites import Site
 from swcompile.trace.shapes import spec_of
 from swkernels import Support
 from swkernels.taps import AT_ONCE, Taps
@@ -141,7 +142,7 @@ class _Prices:
                 yield from ((site, self._node(node, site), node) for node in self.needed[site])
 
     def _puts(self, forms: Forms) -> Iterator[tuple[Site, float, fx.Node]]:
-        """Yield what the maps cost that sites read from the slab; by the kernel where one of them does.
+        """Yield what the maps cost that sites read from the slab, by the kernel where one of them does, and what leaves the model.
 
         Most are made by convolutions that read what another site gave, and so have their channels last whatever the model's layout.
         """
@@ -150,6 +151,8 @@ class _Prices:
             if form != "plain" and not reads_apart(site, form):
                 for source in site.sources:
                     yield site, self._price("triton put" if by_kernel else "put last", *self._size(source)), source
+            if form != "plain" and self.layout == "first" and any(user.op == "output" for user in site.last.users):
+                yield site, self._price("put first", *self._size(site.last)), site.last
 
     def _node(self, node: fx.Node, site: Site) -> float:
         kinds = {site.norm: "norm", site.out_norm: "norm", site.activation: "activation", site.out_activation: "activation"}

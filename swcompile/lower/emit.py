@@ -26,7 +26,8 @@ from swcompile.lower import run, run_clusters, run_training
 from swcompile.lower.clusters import padding_of, parts_of
 from swcompile.lower.costs import reads_apart
 from swcompile.lower.regions import Region, lay_out_regions
-from swcompile.lower.sites import Site, activation_of, is_norm
+from swcompile.lower.sites import Site
+from swcompile.lower.steps import activation_of, is_norm
 from swcompile.modules import resample
 from swcompile.optimize import drop_unread
 from swcompile.trace.shapes import Spec, spec_of
@@ -57,6 +58,7 @@ def lowered(graph: fx.Graph, root: nn.Module, forms: Mapping[Site, str]) -> tupl
         _emit_apart(made, site, copies, root, forms[site])
     drop_unread(made)
     _lay_for_views(made, root)
+    _lay_for_callers(made, root)
     bypassed = [node for site in sites for node in site.steps]
     for node in list(made.nodes):
         if node.target is run.put_by_kernel:
@@ -79,6 +81,26 @@ def _lay_for_views(made: fx.Graph, root: nn.Module) -> None:
             if isinstance(value, fx.Node) and (_is_ours(value) or isinstance(spec_of(value), Spec)):
                 with made.inserting_before(node):
                     node.replace_input_with(value, made.call_method("contiguous", (value,)))
+
+
+def _lay_for_callers(made: fx.Graph, root: nn.Module) -> None:
+    """Lay what the graph returns as torch's layers would: behind sites, maps are channels-last in any model."""
+    *_, output = made.nodes
+    inputs = [node for node in made.nodes if node.op == "placeholder"]
+    weight = name_of_shown_weight(root)
+    for value in output.all_input_nodes:
+        if _is_ours(value) or isinstance(spec_of(value), Spec):
+            with made.inserting_before(output):
+                like = (*inputs, *(() if weight is None else (made.get_attr(weight),)))
+                output.replace_input_with(value, made.call_function(run.lie_as, (value, like)))
+
+
+def name_of_shown_weight(module: nn.Module) -> str | None:
+    """Return the first weight that shows whether a model's maps have their channels first or last; None where none does."""
+    for name, weight in module.named_parameters():
+        if weight.dim() == 4 and weight.shape[1] > 1 and weight.shape[2:] != (1, 1):
+            return name
+    return None
 
 
 def _is_foreign(node: fx.Node, root: nn.Module) -> bool:
@@ -229,6 +251,7 @@ def trained(graph: fx.Graph, root: nn.Module, sites: Sequence[Site], *, by_kerne
         _emit_trained(made, site, rows, copies, root, by_kernel)
     drop_unread(made)
     _lay_for_views(made, root)
+    _lay_for_callers(made, root)
     made.lint()
     bypassed = (node for site in cut for node in site.steps if node.op == "call_module")
     return made, tuple(dict.fromkeys(str(node.target) for node in bypassed))

@@ -15,9 +15,10 @@ from torch.utils._python_dispatch import _disable_current_modes
 from swcompile.choices import Choice, Choices
 from swcompile.errors import SwnetError
 from swcompile.lower.costs import WORTH_IT, WORTH_IT_ELSEWHERE, Chosen, choose, name_of
-from swcompile.lower.emit import as_trained, lowered, trained
+from swcompile.lower.emit import as_trained, lowered, name_of_shown_weight, trained
 from swcompile.lower.rates import Rates, device_name, known
-from swcompile.lower.sites import find_sites
+from swcompile.lower.run import is_channels_last
+from swcompile.lower.sites import find_sites, left_alone
 from swcompile.modules import Lowered, RewiredModule
 from swcompile.trace import Example, shaped
 from swcompile.trace.shapes import Autocast, Spec, describe_inputs, shapes_of
@@ -29,12 +30,19 @@ BACKENDS = ("auto", "torch", "triton")
 class Lowering:
     """How a module is lowered: by which backend, for which example inputs first, and whether train mode is, too.
 
-    "torch" and "triton" lower every gather that can be, alike for all calls; "auto" chooses by the rates of the device.
+    "torch" and "triton" lower every gather that can be, alike for all calls; "auto" chooses by the rates of the device. With
+    `only_gpus` a module runs as it is while its weights are on a CPU.
     """
 
     backend: str
     example: Example
     training: bool = False
+    only_gpus: bool = False
+
+    def is_for(self, module: nn.Module) -> bool:
+        """Say whether a module is to be lowered where it is."""
+        weight = _weight(module)
+        return not self.only_gpus or (weight is not None and weight.device.type == "cuda")
 
     def key(self, module: nn.Module, arguments: Sequence[Any], autocast: Autocast | None) -> Hashable | None:
         """Return what tells kinds of calls apart: calls of one key run one program. Sizes count by their power of two.
@@ -78,6 +86,9 @@ class Lowering:
             return Lowered(None, (), None)
         device = torch.device("cpu") if weight is None else weight.device
         call = f"{shapes_of(example)} on {device_name(device)}{_under(autocast)}"
+        if not sites:
+            why = left_alone(graph, shell, graph) or "no layer reads a concat of feature maps along its channels"
+            return Lowered(None, (), Choices(call, why, ()))
         if self.backend != "auto":
             chosen, why = _all_by(self.backend, sites), "as asked"
         else:
@@ -87,7 +98,10 @@ class Lowering:
             chosen = choose(graph, sites, rates, layout, WORTH_IT if is_own else WORTH_IT_ELSEWHERE)
             why = unread or _why(chosen, None if rates is None else _told(rates, device), f"channels {layout}")
         made, bypassed = lowered(graph, shell, chosen.forms)
-        if made is None or (fault := _fault(made, shell, example, autocast)) is None:
+        fault = None if made is None else _fault(made, shell, example, autocast)
+        if fault is None and made is not None and self.backend == "triton":
+            fault = left_alone(graph, shell, made)
+        if fault is None:
             return Lowered(made, bypassed, Choices(call, why, chosen.choices))
         return Lowered(None, (), Choices(call, fault, tuple(Choice(name_of(site), "plain") for site in sites)))
 
@@ -194,19 +208,11 @@ def _why(chosen: Chosen, rates: str | None, layout: str) -> str:
 
 def _weight(module: nn.Module) -> Tensor | None:
     """Return the first weight whose layout says something, else any."""
-    first = None
-    for weight in module.parameters():
-        first = weight if first is None else first
-        if weight.dim() == 4 and weight.shape[1] > 1 and weight.shape[2:] != (1, 1):
-            return weight
-    return first
+    shown = name_of_shown_weight(module)
+    return next(module.parameters(), None) if shown is None else module.get_parameter(shown)
 
 
 def _layout(weight: Tensor | None, arguments: Sequence[Any]) -> str:
     """Say whether maps will have their channels "first" or "last": torch's convolutions go by their input and weight."""
     given = [value for value in (weight, *arguments) if isinstance(value, Tensor) and value.dim() == 4]
-    return "last" if any(_is_channels_last(value) for value in given) else "first"
-
-
-def _is_channels_last(x: Tensor) -> bool:
-    return x.shape[1] > 1 and x.stride(1) == 1 and not x.is_contiguous()  # vmap answers this, and no other, question
+    return "last" if any(is_channels_last(value) for value in given) else "first"

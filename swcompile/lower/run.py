@@ -29,6 +29,18 @@ def channels_back(x: Tensor, axis: int) -> Tensor:
     return x.movedim(-1, 1) if axis == 1 else x
 
 
+def is_channels_last(x: Tensor) -> bool:
+    """Say whether a map's channels lie side by side."""
+    return x.shape[1] > 1 and x.stride(1) == 1 and not x.is_contiguous()  # vmap answers this, and no other, question
+
+
+def lie_as(x: Tensor, like: Sequence[object]) -> Tensor:
+    """Return a map as torch's layers lay theirs: channels last where an input or weight `like` has them so, else first."""
+    if any(isinstance(one, Tensor) and one.dim() == x.dim() and x.dim() > 3 and is_channels_last(one) for one in like):
+        return x
+    return x.contiguous()
+
+
 def new_slab(like: Tensor, width: int, axis: int) -> Tensor:
     """Return an empty slab for maps of the size of `like`."""
     return like.new_empty((*channels_last(like, axis).shape[:-1], width))

@@ -113,7 +113,7 @@ TAILS: dict[str, tuple[Callable[[Any, Tensor, Tensor], Tensor], list[Any]]] = {
     "nothing but the concat": (lambda m, y, _: m.three(y) + m.one(functional.relu(y)), [run.read_map, run.product]),
     "linear": (
         lambda m, y, _: m.linear(functional.relu(torch.cat([y.mean((2, 3))[:, 8:], y.amax((2, 3))[:, 8:]], -1))),
-        [run.product],
+        [run.product, run.read_map],  # the concat that is reduced, whose maps are made by layers
     ),
     "maps in two types": (lambda m, y, x: m.wide(torch.cat([x, y], 1)), []),
     "maps in full precision": (_in_full_precision, [run.read_map]),  # the layer casts what it reads: it is left alone

@@ -462,3 +462,34 @@ def test_the_operations_that_are_timed_do_the_same_work(layout: str) -> None:
         torch.testing.assert_close(operations.SLAB_PRODUCTS["torch product"](x), product(x))
         by_kernel = operations.KERNEL_PRODUCTS["triton product"](x)
         torch.testing.assert_close(by_kernel, torch.conv2d(active, x.weight), rtol=1e-4, atol=1e-4)
+
+
+# --- what transform does by default ------------------------------------------------------------------------------------------
+
+
+def test_transform_lowers_where_the_weights_are_on_a_gpu(
+    believed: Callable[[Rates], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    believed(table(plain=10))
+    on_gpu = False
+    monkeypatch.setattr("swcompile.lower.Lowering.is_for", lambda lowering, module: on_gpu or not lowering.only_gpus)
+    model = used(bottlenecked(), X)
+    off, made = (swnet.transform(model, X, p=0.0, lower=lower).eval() for lower in ("off", "auto"))
+    for module in (off, made):
+        with torch.no_grad():
+            module(X)
+        assert not module.programs
+        assert not swnet.ledger(module).lowered
+    on_gpu = True
+    for module in (off, made):
+        module.double().float()  # stands for .cuda()
+        with torch.no_grad():
+            torch.testing.assert_close(module(X), model(X), rtol=1e-4, atol=1e-5)
+    assert run.put in targets(made)
+    assert any("training" in choices.call for choices in swnet.ledger(made).lowered)
+    assert not off.programs
+    on_gpu = False
+    made.double().float()
+    assert not made.programs
+    with pytest.raises(SwnetError, match='lower is "auto" or "off"'):
+        swnet.transform(model, X, p=0.0, lower="triton")

@@ -58,7 +58,7 @@ def dense() -> nn.Module:
 # --- what comes out is what came out before ----------------------------------------------------------------------------------
 
 
-LOWERED = {"densenet", "googlenet", "squeezenet", "unet_transposed", "unet_upsample"}
+LOWERED = {"densenet", "googlenet", "shufflenet", "squeezenet", "unet_transposed", "unet_upsample"}
 """The architectures of the zoo in which something is lowered."""
 
 
@@ -73,6 +73,10 @@ def test_every_architecture_computes_the_same(name: str, backend: str) -> None:
     model = used(model, x) if is_float else model.eval()
     if name not in LOWERED:
         with pytest.raises(NothingToDoError):
+            swnet.lower(model, x, backend=backend)
+        return
+    if (name, backend) == ("shufflenet", "triton"):  # its second unit reads what was shuffled by views, of whatever size
+        with pytest.raises(SwnetError, match="the concat cat_1 stays, as no layer reads it that takes this number of channels"):
             swnet.lower(model, x, backend=backend)
         return
     with torch.no_grad():
@@ -296,6 +300,12 @@ def _viewed_further_on(m: Any, a: Tensor, b: Tensor) -> Tensor:
 
 
 def _chunks(m: Any, a: Tensor, b: Tensor) -> Tensor:
+    whole = torch.cat([a, b], 1)
+    (one, two, three), four = torch.chunk(whole, 3, dim=1), whole.split(5, 1)[-1]
+    return _conv(m, torch.cat([two[:, 1:], three, four, one, a[:, -4:-1]], 1)[:, :16])
+
+
+def _chunks_unlisted(m: Any, a: Tensor, b: Tensor) -> Tensor:
     return _conv(m, torch.cat(torch.chunk(torch.cat([a, b], 1), 2, 1), 1))
 
 
@@ -328,7 +338,7 @@ def _six_crops(m: Any, a: Tensor, b: Tensor) -> Tensor:
 
 
 AWKWARD = [
-    *(_written_before, _written_after, _of_two_types, _viewed, _viewed_further_on, _chunks, _from_nothing),
+    *(_written_before, _written_after, _of_two_types, _viewed, _viewed_further_on, _chunks, _chunks_unlisted, _from_nothing),
     *(_read_by_a_function, _with_an_empty_part, _returned, _cropped, _six_crops),
 ]
 
@@ -409,20 +419,27 @@ def test_awkward_concats_are_read_rightly_or_left_alone(
 ) -> None:
     x = X.contiguous(memory_format=layout)
     model = used(Awkward(tail), X).to(memory_format=layout)
-    if tail in (_written_before, _written_after):
-        with pytest.raises(SwnetError, match="There is nothing to lower"):
+    refused = {
+        _chunks_unlisted: "not listed",
+        _written_before: "writes",
+        _written_after: "writes",
+        _of_two_types: "several types",
+        _cropped: "no layer reads it",
+    }
+    if tail in (_written_before, _written_after) or (backend == "triton" and tail in refused):
+        with pytest.raises(SwnetError, match=refused[tail]):
             swnet.lower(model, X, backend=backend)
         return
     lowered = swnet.lower(model, X, backend=backend)
     assert targets(lowered).count("contiguous") == (tail in (_viewed, _viewed_further_on))
-    assert bool(set(CATS) & set(targets(lowered))) == (tail in (_of_two_types, _chunks, _from_nothing, _returned, _cropped))
+    assert bool(set(CATS) & set(targets(lowered))) == (tail in (_of_two_types, _cropped, _chunks_unlisted))
     if tail in (_viewed, _viewed_further_on) and layout is torch.channels_last:
         return  # torch refuses this one itself
     with torch.no_grad():
         found, expected = lowered(x), model(x)
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
-    assert tail is not _returned or found[0].stride() == expected[0].stride()
+        assert one.stride() == other.stride()
 
 
 def test_concats_of_numbers_are_left_alone() -> None:
