@@ -9,7 +9,8 @@ whose channels lie side by side: what a channels-last (N, C, H, W) tensor is aft
 
 and for training
 
-    trained_gather_mm(maps, taps, weight, ...)            gather_mm, differentiable, statistics of the batch among it; made of
+    share(map)                                            a map that several read, its statistics taken once; and for each of these
+    trained_gather_mm(shared, taps, weight, ...)          gather_mm, differentiable, statistics of the batch among it; made of
     statistics(map)                                       mean and variance of each channel, once for all that read it
     gather_mm_backward(grad, maps, taps, weight, ...)     the gradients of gather_mm, nothing saved but the maps
     centered(grad, map, ...)                              what comes back through a map's statistics, once for all its readers
@@ -25,12 +26,13 @@ from swkernels.gather_mm import gather_mm, gather_mm_reference
 from swkernels.gather_mm_backward import Gradients, gather_mm_backward, gather_mm_backward_reference
 from swkernels.statistics import centered, centered_reference, statistics, statistics_reference
 from swkernels.taps import Taps
-from swkernels.training import trained_gather_mm
+from swkernels.training import Shared, share, trained_gather_mm
 
 __all__ = [
     "Cluster",
     "Gradients",
     "Norm",
+    "Shared",
     "Support",
     "Taps",
     "block_sparse_conv2d",
@@ -43,6 +45,7 @@ __all__ = [
     "gather_mm_backward_reference",
     "gather_mm_reference",
     "gather_reference",
+    "share",
     "statistics",
     "statistics_reference",
     "trained_gather_mm",

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -88,8 +88,37 @@ class Taps:
 
     def take(self, sources: Sequence[Tensor]) -> Tensor:
         """Return the channels, side by side: maps (..., C) to (..., len(self)); one run is a view."""
-        runs = [sources[source][..., start:stop] for source, start, stop in self.runs]
+        runs = [_channels(sources[source], start, stop) for source, start, stop in self.runs]
         return runs[0] if len(runs) == 1 else torch.cat(runs, -1)
+
+    @functools.cached_property
+    def reads_twice(self) -> bool:
+        """Whether there is a channel that is read more than once."""
+        return len({(owner, channel) for owner, start, stop in self.runs for channel in range(start, stop)}) < len(self)
+
+    def unread(self, widths: Sequence[int]) -> Iterator[Tap]:
+        """Yield the runs of channels that are not read, of maps of these widths."""
+        for owner, width in enumerate(widths):
+            place = 0
+            for start, stop in sorted((start, stop) for source, start, stop in self.runs if source == owner):
+                if place < start:
+                    yield owner, place, start
+                place = max(place, stop)
+            if place < width:
+                yield owner, place, width
+
+    def shifted(self, starts: Sequence[int]) -> Taps:
+        """Return taps that read the same of one map, in which each of these starts at its channel.
+
+        >>> Taps(((1, 2, 4), (0, 0, 8))).shifted((0, 8))
+        Taps(runs=((0, 10, 12), (0, 0, 8)))
+        """
+        return self.of(*((starts[owner] + start, starts[owner] + stop) for owner, start, stop in self.runs))
+
+
+def _channels(x: Tensor, start: int, stop: int) -> Tensor:
+    """Return a slice of a map's channels; all of them are the map itself, whose gradient then needs no copy."""
+    return x if stop - start == x.shape[-1] else x[..., start:stop]
 
 
 @functools.cache
@@ -154,6 +183,8 @@ def places(sources: Sequence[Tensor], taps: Taps) -> Places:
     base, group = sources[0], taps.group
     if len(sources) == 1:
         return Places(base, _starts(taps, group, base.device), None, base.stride(0), group)
+    if (one := as_one(sources)) is not None:
+        return places([one[0]], taps.shifted(one[1]))
     for source in sources:
         distance, rest = divmod(source.data_ptr() - base.data_ptr(), source.element_size())
         if rest:
@@ -172,6 +203,21 @@ def places(sources: Sequence[Tensor], taps: Taps) -> Places:
             GROUPS=groups, num_warps=4,
         )  # fmt: skip
     return Places(base, offsets, strides, 0, group)
+
+
+def as_one(sources: Sequence[Tensor]) -> tuple[Tensor, tuple[int, ...]] | None:
+    """Return the map (..., W) that maps are slices of, and the channel that each starts at; None where they lie apart, or are none."""
+    if not sources:
+        return None
+    first = min(sources, key=Tensor.data_ptr)
+    memory = {(source.untyped_storage().data_ptr(), source.stride(), source.shape[:-1]) for source in sources}
+    if len(memory) > 1 or first.dim() < 2:
+        return None
+    starts = tuple((source.data_ptr() - first.data_ptr()) // first.element_size() for source in sources)
+    width = max(start + source.shape[-1] for start, source in zip(starts, sources, strict=True))
+    if width > first.stride(-2) or first.stride(-1) != 1:
+        return None
+    return first.as_strided((*first.shape[:-1], width), first.stride()), starts
 
 
 AT_ONCE = 4

@@ -6,15 +6,17 @@
     b = conv2(a);  s2 = put(s1, b, 16, 1);  y = product(s2, (0, 0, 24), 1, (norm.running_mean, ...), "relu", conv3.weight, ...)
 
 Parameters and buffers are read by name as the graph runs, so the state dict is as it was, and what is trained or loaded counts.
-For training (`trained`), sites read the maps where they are, and statistics are taken once a map, for all that read it:
+For training (`trained`), sites read the maps where they are. Statistics are taken once a map, for all that read it, and each site
+hands the maps on to the next one that reads them, so that backward their gradients are added up on the way (swkernels.training):
 
-    a = conv1(x);  r1 = in_rows(a, 1, ..);  s1 = take_statistics(r1, ..)
-    b = conv2(a);  r2 = in_rows(b, 1, ..);  s2 = take_statistics(r2, ..)
-    y = relu(norm2(train((r1, r2), (0, 0, 16, 1, 0, 8), 1, (s1, s2), norm, "relu", conv3.weight, ..)))
+    a = conv1(x);  a1 = shared(a, 1, ..)
+    b = conv2(a);  b1 = shared(b, 1, ..)
+    t = train((a1, b1), (0, 0, 16, 1, 0, 8), 1, norm, "relu", conv3.weight, ..);  y = relu(norm2(t[0]));  a2, b2 = t[1]
 """
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -114,6 +116,9 @@ def _is_foreign(node: fx.Node, root: nn.Module) -> bool:
 
 
 def _is_ours(node: fx.Node) -> bool:
+    """Say whether a value is one that a function of this folder made, or that one among several."""
+    if node.target is operator.getitem and isinstance(node.args[0], fx.Node):
+        return _is_ours(node.args[0])
     return node.op == "call_function" and str(getattr(node.target, "__module__", "")).startswith("swcompile.lower.")
 
 
@@ -240,15 +245,14 @@ def trained(graph: fx.Graph, root: nn.Module, sites: Sequence[Site], *, by_kerne
     made = fx.Graph()
     made.output(made.graph_copy(graph, copies))
     normed = {(source, site.axis) for site in cut if site.norm is not None for source in site.sources}
-    rows: dict[tuple[fx.Node, int], tuple[fx.Node, fx.Node | None]] = {}
+    maps: dict[tuple[fx.Node, int], fx.Node] = {}
     for source, axis in dict.fromkeys((source, site.axis) for site in cut for source in site.sources):
         with made.inserting_after(_behind_placeholders(made, copies[source])):
-            lying = made.call_function(run_training.in_rows, (copies[source], axis, by_kernel))
-        with made.inserting_after(lying):
-            taken = (source, axis) in normed
-            rows[source, axis] = lying, made.call_function(run_training.take_statistics, (lying, by_kernel)) if taken else None
-    for site in cut:
-        _emit_trained(made, site, rows, copies, root, by_kernel)
+            given = copies[source], axis, (source, axis) in normed, by_kernel
+            maps[source, axis] = made.call_function(run_training.shared, given)
+    order = {node: number for number, node in enumerate(graph.nodes)}
+    for site in sorted(cut, key=lambda site: order[site.last]):  # each hands the maps on to the next
+        _emit_trained(made, site, maps, copies, root, by_kernel)
     drop_unread(made)
     _lay_for_views(made, root)
     _lay_for_callers(made, root)
@@ -272,23 +276,23 @@ def as_trained(site: Site, root: nn.Module) -> Site | None:
 def _emit_trained(
     made: fx.Graph,
     site: Site,
-    rows: Mapping[tuple[fx.Node, int], tuple[fx.Node, fx.Node | None]],
+    maps: dict[tuple[fx.Node, int], fx.Node],
     copies: dict[fx.Node, fx.Node],
     root: nn.Module,
     by_kernel: bool,
 ) -> None:
-    """Replace a site by one that trains."""
-    lie = [rows[source, site.axis] for source in site.sources]
-    maps, taken = tuple(map_ for map_, _ in lie), tuple(found for _, found in lie if site.norm is not None)
+    """Replace a site by one that trains, and let the next ones take their maps from there."""
+    read = [(source, site.axis) for source in site.sources]
     layer = None if site.layer is None else str(site.layer.target)
     with made.inserting_before(copies[site.last]):
         norm = None if site.norm is None else made.get_attr(str(site.norm.target))
         weight = None if layer is None else made.get_attr(f"{layer}.weight")
         bias = None if layer is None or root.get_submodule(layer).bias is None else made.get_attr(f"{layer}.bias")
         activation = _activation(site.activation, root)
-        value = made.call_function(
-            run_training.train, (maps, _apart_runs(site), site.axis, taken, norm, activation, weight, bias, by_kernel)
-        )
+        given = tuple(maps[key] for key in read), _apart_runs(site), site.axis, norm, activation, weight, bias, by_kernel
+        done = made.call_function(run_training.train, given)
+        value, handed_on = (made.call_function(operator.getitem, (done, place)) for place in (0, 1))
+        maps.update((key, made.call_function(operator.getitem, (handed_on, place))) for place, key in enumerate(read))
     _replace(site, value, copies)
 
 

@@ -9,43 +9,35 @@ import torch
 from torch import Tensor
 
 from swcompile.lower.run import beside, channels_back, channels_last
-from swkernels import Norm, Taps, statistics, statistics_reference, trained_gather_mm
-from swkernels.checks import DTYPES
-
-Statistics = tuple[Tensor, Tensor]
+from swkernels import Norm, Shared, Taps, share, trained_gather_mm
 
 
-def in_rows(x: Tensor, axis: int, by_kernel: bool) -> Tensor:
-    """Return a map with its channels last; for kernels, copied where it does not lie as they read it."""
-    return beside(x, axis=axis)[0] if by_kernel else channels_last(x, axis)
-
-
-def take_statistics(x: Tensor, by_kernel: bool) -> Statistics:
-    """Return mean and variance of each channel of a map (..., channels), as constants."""
-    fast = by_kernel and x.dtype in DTYPES
-    return statistics(x) if fast else statistics_reference(x.detach())
+def shared(x: Tensor, axis: int, moments: bool, by_kernel: bool) -> Shared:
+    """Return a map with its channels last, for all that read it. For kernels it is copied where it does not lie as they read it."""
+    lying = beside(x, axis=axis)[0] if by_kernel else channels_last(x, axis)
+    return share(lying, moments=moments, by_kernel=by_kernel)
 
 
 def train(
-    maps: Sequence[Tensor],
+    maps: Sequence[Shared],
     runs: Sequence[int],
     axis: int,
-    taken: Sequence[Statistics],
     norm: Any,
     activation: str,
     weight: Tensor | None,
     bias: Tensor | None,
     by_kernel: bool,
-) -> Tensor:
-    """Gather, norm, activate and multiply, where there is a weight. A norm in train mode moves its running statistics along.
+) -> tuple[Tensor, tuple[Shared, ...]]:
+    """Gather, norm, activate and multiply, where there is a weight; return the maps, too, for those who read them next.
 
-    The weight is cast to the type of the maps, as autocast does.
+    A norm in train mode moves its running statistics along. The weight is cast to the type of the maps, as autocast does.
     """
-    taps, matrix = Taps.of_flat(runs), None if weight is None else weight.flatten(1).to(maps[0].dtype)
+    taps, first = Taps.of_flat(runs), maps[0].map
+    matrix = None if weight is None else weight.flatten(1).to(first.dtype)
     through = norm is not None and (norm.training or norm.running_mean is None)
-    how = _by_the_batch(maps, taps, taken, norm) if through else None if norm is None else _as_they_stand(norm)
-    made = trained_gather_mm(maps, taps, matrix, norm=how, through=through, activation=activation, bias=bias, by_kernel=by_kernel)
-    return channels_back(made, axis)
+    how = _by_the_batch(maps, taps, norm) if through else None if norm is None else _as_they_stand(norm)
+    made, maps = trained_gather_mm(maps, taps, matrix, norm=how, activation=activation, bias=bias, by_kernel=by_kernel)
+    return channels_back(made, axis), maps
 
 
 def _as_they_stand(norm: Any) -> Norm:
@@ -53,13 +45,14 @@ def _as_they_stand(norm: Any) -> Norm:
     return Norm(norm.running_mean, norm.running_var, norm.weight, norm.bias, norm.eps)
 
 
-def _by_the_batch(maps: Sequence[Tensor], taps: Taps, taken: Sequence[Statistics], norm: Any) -> Norm:
-    mean, var = (taps.take([found[which] for found in taken]) for which in (0, 1))
-    rows = maps[0].numel() // maps[0].shape[-1]
+def _by_the_batch(maps: Sequence[Shared], taps: Taps, norm: Any) -> Norm:
+    mean, var = taps.take([one.moments for one in maps if one.moments is not None]).unbind()
+    first = maps[0].map
+    rows = first.numel() // first.shape[-1]
     if rows == 1:
-        raise ValueError(f"Expected more than 1 value per channel when training, got input size {tuple(maps[0].shape)}")
+        raise ValueError(f"Expected more than 1 value per channel when training, got input size {tuple(first.shape)}")
     if norm.training and norm.track_running_stats:
-        _track(norm, mean, var * (rows / (rows - 1)))
+        _track(norm, mean.detach(), var.detach() * (rows / (rows - 1)))
     return Norm(mean, var, norm.weight, norm.bias, norm.eps)
 
 

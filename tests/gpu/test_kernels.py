@@ -173,22 +173,28 @@ def lowered_again(model: nn.Module, x: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("in_place", [True, False])
+@pytest.mark.parametrize("comes_in", [True, False])
 @pytest.mark.parametrize("outputs", [32, 128, 200])
-def test_gather_mm_backward(outputs: int, in_place: bool, dtype: torch.dtype) -> None:
+def test_gather_mm_backward(outputs: int, comes_in: bool, dtype: torch.dtype) -> None:
     taps, source = Taps.of((64, 192), (0, 64)), torch.randn(64, 13, 11, 200, device="cuda", dtype=dtype)
     weight = (torch.randn(outputs, len(taps), device="cuda") / len(taps) ** 0.5).to(dtype)
     grad, options = torch.randn(64, 13, 11, outputs, device="cuda", dtype=dtype), {"norm": norm(len(taps)), "activation": "relu"}
+    came = [torch.randn_like(source) if comes_in else None]
     exact = gather_mm_backward_reference(
-        wide(grad), wide(source), taps, wide(weight), norm=wide(options["norm"]), activation="relu"
+        wide(grad),
+        wide(source),
+        taps,
+        wide(weight),
+        norm=wide(options["norm"]),
+        activation="relu",
+        incoming=[wide(one) for one in came],
     )
+    options["incoming"] = came
     plain = gather_mm_backward_reference(grad, source, taps, weight, **options)
-    slabs = [torch.zeros_like(source) if in_place else None for _ in range(2)]
-    found, again = (gather_mm_backward(grad, source, taps, weight, into=slab, **options) for slab in slabs)
+    found, again = (gather_mm_backward(grad, source, taps, weight, **options) for _ in range(2))
     for one, other in zip(found, again, strict=True):
         assert torch.equal(one, other)
-    taken = found._replace(source=taps.take([found.source])) if in_place else found
-    for one, other, true in zip(taken, plain, exact, strict=True):
+    for one, other, true in zip(found, plain, exact, strict=True):
         check(one, other, true)
 
 

@@ -186,10 +186,19 @@ def convolution(tiles: Tiles, dtype: torch.dtype, kernel: int) -> Callable[[], o
 
 
 def backward(dtype: torch.dtype, adds: bool) -> Callable[[], object]:
-    """Return a call of gather_mm_backward, which launches two kernels."""
+    """Return a call of gather_mm_backward, which launches two kernels last."""
     source, taps = torch.zeros(64, 256, dtype=dtype), Taps.of((128, 256), (0, 64))
-    grad, weight, into = torch.zeros(64, 128, dtype=dtype), torch.zeros(128, 192, dtype=dtype), torch.zeros_like(source)
-    return lambda: gather_mm_backward(grad, source, taps, weight, norm=norm(192), activation="relu", into=into if adds else None)
+    grad, weight, came = torch.zeros(64, 128, dtype=dtype), torch.zeros(128, 192, dtype=dtype), torch.zeros_like(source)
+    options: dict[str, Any] = {"norm": norm(192), "activation": "relu", "incoming": [came if adds else None]}
+    return lambda: gather_mm_backward(grad, source, taps, weight, **options)
+
+
+def scattered_backward(dtype: torch.dtype) -> Callable[[], object]:
+    """Return the same of maps that lie apart, as does what comes in."""
+    sources, came = ([torch.zeros(64, 64, dtype=dtype) for _ in range(3)] for _ in range(2))
+    taps, weight = Taps(((0, 0, 64), (1, 0, 64), (2, 0, 64))), torch.zeros(128, 192, dtype=dtype)
+    options: dict[str, Any] = {"norm": norm(192), "activation": "relu", "incoming": came}
+    return lambda: gather_mm_backward(torch.zeros(64, 128, dtype=dtype), sources, taps, weight, **options)
 
 
 def cases() -> Iterator[tuple[str, Callable[[], object], int]]:
@@ -209,8 +218,9 @@ def cases() -> Iterator[tuple[str, Callable[[], object], int]]:
         yield f"gather {TYPES[dtype]}", lambda s=source, t=taps: gather(s, t, norm=norm(192), activation="relu"), -1
         yield f"gather pooled {TYPES[dtype]}", lambda s=source, t=taps: gather(s, t, pool="max", window=(2, 2)), -1
         for adds in (True, False):
-            yield f"data_gradient_mm {TYPES[dtype]} {'in place' if adds else 'apart'}", backward(dtype, adds), 0
-        yield f"weight_gradient_mm {TYPES[dtype]}", backward(dtype, False), 1
+            yield f"data_gradient_mm {TYPES[dtype]} {'added' if adds else 'alone'}", backward(dtype, adds), -2
+        yield f"data_gradient_mm scattered {TYPES[dtype]}", scattered_backward(dtype), -2
+        yield f"weight_gradient_mm {TYPES[dtype]}", backward(dtype, False), -1
         of = torch.zeros(64, 256, dtype=dtype)
         yield f"statistics {TYPES[dtype]}", lambda x=of: statistics(x), 0
         yield f"centered {TYPES[dtype]}", lambda x=of: centered(x, x, *torch.zeros(3, 256)), 0

@@ -40,8 +40,7 @@ def _into_a_slab(x: Tensor) -> Tensor:
 def _backward(x: Tensor) -> Tensor:
     """Return what comes back through a product and the statistics of what it read, all that there is in one tensor."""
     mean, var = statistics(x)
-    grads, slab = x[..., 8:24].contiguous(), torch.zeros_like(x)
-    found = gather_mm_backward(grads, x, TAPS, WEIGHT, norm=NORM, activation="relu", into=slab)
+    found = gather_mm_backward(x[..., 8:24].contiguous(), x, TAPS, WEIGHT, norm=NORM, activation="relu", incoming=[x])
     sums = found.weight.sum() + found.norm_weight.sum() + found.norm_bias.sum()
     return centered(found.source, x, mean, var, mean) + sums
 
@@ -100,7 +99,7 @@ def test_torch_finds_nothing_wrong_with_the_operators() -> None:
     out = torch.zeros(1, 4, 4, 16)
     torch.library.opcheck(operators.gather_mm_into, ([x], run, *none, "relu", WEIGHT, None, *none, None, "none", out))
     torch.library.opcheck(
-        operators.gather_mm_backward_into, (out, [x], run, *NORM, "relu", WEIGHT, torch.zeros(1, 4, 4, 24), False)
+        operators.gather_mm_backward_into, (out, [x], run, *NORM, "relu", WEIGHT, [None], torch.zeros(1, 4, 4, 32))
     )
     torch.library.opcheck(operators.statistics, (x,))
     torch.library.opcheck(operators.centered, (x, x, *torch.zeros(3, 32)))

@@ -88,7 +88,7 @@ def test_two_readers_of_one_map_train_as_two_batch_norms_do() -> None:
         channels = torch.tensor(one.starts_of(1))
         norm = Norm(mean[channels], var[channels], scale, shift, eps)
         back = gather_mm_backward_reference(grad, source, one, weight, norm=norm, activation="relu")
-        found.index_add_(-1, channels, back.source)
+        found += back.source
         inverse = torch.rsqrt(var[channels] + eps)
         level.index_add_(0, channels, inverse * scale * back.norm_bias / rows)
         tilt.index_add_(0, channels, inverse**2 * scale * back.norm_weight / rows)

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-from swkernels import Norm, Taps, statistics_reference, trained_gather_mm
+from swkernels import Norm, Shared, Taps, share, trained_gather_mm
 from swkernels.affine import ACTIVATIONS
 from tests.kernels.races import watched
 
@@ -38,13 +44,18 @@ def plainly(given: dict[str, Tensor], activation: str, mode: str, statistics: tu
 
 
 def by_us(given: dict[str, Tensor], activation: str, mode: str, statistics: tuple[Tensor, Tensor], **options: Any) -> Tensor:
-    sources = [given[f"map {at}"] for at in range(len(WIDTHS))]
+    by_kernel = options.get("by_kernel", True)
+    maps = [share(given[f"map {at}"], moments=mode != "none", by_kernel=by_kernel) for at in range(len(WIDTHS))]
     norm = None
     if mode != "none":
-        mean, var = statistics if mode == "frozen" else statistics_reference(TAPS.take(sources).detach())
+        mean, var = statistics if mode == "frozen" else moments_of(maps, TAPS)
         norm = Norm(mean, var, *((given["scale"], given["shift"]) if mode != "bare" else (None, None)), 1e-3)
-    options |= {"norm": norm, "through": mode != "frozen", "activation": activation, "bias": given.get("bias")}
-    return trained_gather_mm(sources, TAPS, given.get("weight"), **options)
+    options |= {"norm": norm, "activation": activation, "bias": given.get("bias")}
+    return trained_gather_mm(maps, TAPS, given.get("weight"), **options)[0]
+
+
+def moments_of(maps: Sequence[Shared], taps: Taps) -> tuple[Tensor, ...]:
+    return taps.take([one.moments for one in maps if one.moments is not None]).unbind()
 
 
 @pytest.mark.parametrize("mode", ["batch", "bare", "frozen", "none"])
@@ -142,3 +153,129 @@ def test_compiles_without_a_break() -> None:
         strict=True,
     ):
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+
+
+READERS: tuple[tuple[Taps, float | None], ...] = (
+    (TAPS, 1e-3),
+    (Taps(((1, 0, 8), (0, 1, 3))), 1e-1),
+    (Taps(((2, 0, 9), (2, 4, 6))), None),  # without a norm, and a part of it twice
+    (Taps(((1, 0, 8), (2, 0, 9))), 1e-5),
+)
+"""What each of several readers of the same maps reads, and its norm's eps."""
+
+
+def weights(dtype: torch.dtype) -> list[tuple[Tensor, ...]]:
+    """Return the weight of each reader's layer, and those of its norm."""
+    return [
+        tuple(torch.randn(size, dtype=dtype).requires_grad_() for size in ((6, len(taps)), (len(taps),), (len(taps),)))
+        for taps, _ in READERS
+    ]
+
+
+def read_by_us(sources: Sequence[Tensor], of: Sequence[tuple[Tensor, ...]], by_kernel: bool = True) -> list[Tensor]:
+    """Let the readers read maps one after the other, without the last one in what they hand on."""
+    maps, made = tuple(share(source, by_kernel=by_kernel) for source in sources), []
+    for (taps, eps), (weight, scale, shift) in zip(READERS, of, strict=True):
+        norm = None if eps is None else Norm(*moments_of(maps, taps), scale, shift, eps)
+        y, maps = trained_gather_mm(maps, taps, weight, norm=norm, activation="relu", by_kernel=by_kernel)
+        made.append(y)
+    return made
+
+
+def read_plainly(sources: Sequence[Tensor], of: Sequence[tuple[Tensor, ...]]) -> list[Tensor]:
+    made = []
+    for (taps, eps), (weight, scale, shift) in zip(READERS, of, strict=True):
+        read = taps.take(sources).movedim(-1, 1)
+        if eps is not None:
+            read = functional.batch_norm(read, None, None, scale, shift, training=True, eps=eps)
+        made.append(functional.linear(functional.relu(read.movedim(1, -1)), weight))
+    return made
+
+
+def differentiated(made: Sequence[Tensor], sources: Sequence[Tensor], of: Sequence[tuple[Tensor, ...]]) -> list[Tensor | None]:
+    used = [*sources, *(value for parts in of for value in parts)]
+    total = sum((number + 1) * (y * y.detach().cos()).sum() for number, y in enumerate(made))
+    return [*torch.autograd.grad(total, used, allow_unused=True, retain_graph=True)]
+
+
+WAYS = {"kernels": (torch.float32, True), "torch": (torch.float32, False), "torch in double": (torch.float64, True)}
+
+
+@pytest.mark.parametrize("heard", [(0, 1, 2, 3), (0, 2), (1, 3), (2,)])
+@pytest.mark.parametrize("way", WAYS)
+def test_readers_of_the_same_maps_give_each_one_gradient(way: str, heard: tuple[int, ...], launched: list[str]) -> None:
+    """Whichever of them has anything to say; what comes back through a map's statistics is added once."""
+    dtype, by_kernel = WAYS[way]
+    sources = [value for name, value in parameters(dtype).items() if "map" in name]
+    of = weights(dtype)
+    wanted = differentiated([read_plainly(sources, of)[at] for at in heard], sources, of)
+    made = read_by_us(sources, of, by_kernel)
+    launched.clear()
+    found = differentiated([made[at] for at in heard], sources, of)
+    close = {"rtol": 1e-10, "atol": 1e-10} if dtype == torch.float64 else {"rtol": 1e-4, "atol": 1e-4}
+    for one, other in zip(found, wanted, strict=True):
+        if other is None:
+            assert one is None or not one.any()
+            continue
+        torch.testing.assert_close(one, other, **close)
+    if way == "kernels":
+        assert launched.count("_data_gradient") == len(heard)
+        normed = {owner for at in heard if READERS[at][1] is not None for owner, _, _ in READERS[at][0].runs}
+        assert launched.count("_centered") == len(normed)
+    again = differentiated([made[at] for at in heard], sources, of)
+    assert all(one is other or torch.equal(one, other) for one, other in zip(found, again, strict=True) if one is not None)
+
+
+class WideOperators(TorchDispatchMode):
+    """Note which operators make something as wide as a map."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        wide = [value for value in tree_leaves(made) if isinstance(value, Tensor) and value.dim() == 4 and value.stride(-1)]
+        self.names += [func.overloadpacket.__name__ for _ in wide[:1]]
+        return made
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_nothing_wide_is_made_beside_the_gradients_themselves(way: str) -> None:
+    dtype, by_kernel = WAYS[way]
+    sources, of = [value for name, value in parameters(dtype).items() if "map" in name], weights(dtype)
+    made = read_by_us(sources, of, by_kernel)
+    grads = [torch.randn_like(y) for y in made]
+    with WideOperators() as seen:
+        torch.autograd.grad(made, sources, grads)
+    views = {"detach", "split", "split_with_sizes", "alias"}
+    expected = {"trained_gather_mm_backward": len(READERS), "share_backward": len(sources)}
+    assert Counter(name for name in seen.names if name not in views) == expected
+
+
+def test_a_step_leaves_nothing_behind() -> None:
+    """Without the collector of cycles."""
+    sources, of = [value for name, value in parameters(torch.float32).items() if "map" in name], weights(torch.float32)
+    gc.collect()
+    gc.disable()
+    try:
+        maps = [source * 2 for source in sources]
+        dead = [weakref.ref(value) for value in maps]
+        made = read_by_us(maps, of)
+        dead += [weakref.ref(value) for value in made]
+        sum(y.sum() for y in made).backward()  # type: ignore[union-attr]
+        del maps, made
+        assert [one() for one in dead] == [None] * len(dead)
+    finally:
+        gc.enable()
+
+
+def test_a_token_has_no_memory_and_a_shared_map_is_the_map() -> None:
+    x = torch.randn(3, 4, 5, 8).requires_grad_()
+    found = share(x)
+    assert found.map is x
+    assert found.token.shape == x.shape
+    assert found.token.untyped_storage().nbytes() == x.element_size()
+    assert share(x, moments=False).moments is None
+    with torch.no_grad():
+        assert not share(x).token.requires_grad
