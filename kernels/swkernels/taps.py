@@ -206,7 +206,7 @@ def places(sources: Sequence[Tensor], taps: Taps) -> Places:
 
 
 def as_one(sources: Sequence[Tensor]) -> tuple[Tensor, tuple[int, ...]] | None:
-    """Return the map (..., W) that maps are slices of, and the channel that each starts at; None where they lie apart, or are none."""
+    """Return the map (..., W) that maps are slices of, and the channel each starts at; None where they lie apart, or are none."""
     if not sources:
         return None
     first = min(sources, key=Tensor.data_ptr)

@@ -233,6 +233,10 @@ def _activation(node: fx.Node | None, root: nn.Module) -> str:
     return "none" if node is None else activation_of(node, root) or "none"
 
 
+_Map = tuple[fx.Node, int]
+"""A map and the axis of its channels."""
+
+
 def trained(graph: fx.Graph, root: nn.Module, sites: Sequence[Site], *, by_kernel: bool) -> tuple[fx.Graph | None, tuple[str, ...]]:
     """Return a copy of a train-mode graph that keeps of its sites, for the backward pass, only the maps that they read.
 
@@ -244,15 +248,24 @@ def trained(graph: fx.Graph, root: nn.Module, sites: Sequence[Site], *, by_kerne
     copies: dict[fx.Node, fx.Node] = {}
     made = fx.Graph()
     made.output(made.graph_copy(graph, copies))
-    normed = {(source, site.axis) for site in cut if site.norm is not None for source in site.sources}
-    maps: dict[tuple[fx.Node, int], fx.Node] = {}
-    for source, axis in dict.fromkeys((source, site.axis) for site in cut for source in site.sources):
+    readers: dict[_Map, list[fx.Node | None]] = {}
+    for site in cut:
+        for source in site.sources:
+            readers.setdefault((source, site.axis), []).append(site.norm)
+    maps: dict[_Map, fx.Node] = {}
+    over: dict[tuple[_Map, Any], fx.Node] = {}
+    for (source, axis), norms in readers.items():
         with made.inserting_after(_behind_placeholders(made, copies[source])):
-            given = copies[source], axis, (source, axis) in normed, by_kernel
-            maps[source, axis] = made.call_function(run_training.shared, given)
+            given = copies[source], axis, any(norm is not None for norm in norms), by_kernel
+            shared = maps[source, axis] = made.call_function(run_training.shared, given)
+        for group, together in _over_processes(norms, root).items():
+            with made.inserting_before(shared.next):
+                over[(source, axis), group] = made.call_function(
+                    run_training.synchronised, (shared, tuple(map(made.get_attr, together)))
+                )
     order = {node: number for number, node in enumerate(graph.nodes)}
     for site in sorted(cut, key=lambda site: order[site.last]):  # each hands the maps on to the next
-        _emit_trained(made, site, maps, copies, root, by_kernel)
+        _emit_trained(made, site, maps, over, copies, root, by_kernel)
     drop_unread(made)
     _lay_for_views(made, root)
     _lay_for_callers(made, root)
@@ -264,19 +277,29 @@ def trained(graph: fx.Graph, root: nn.Module, sites: Sequence[Site], *, by_kerne
 def as_trained(site: Site, root: nn.Module) -> Site | None:
     """Return what of a site is lowered for training: nothing behind a product, which is read by itself, and no clusters.
 
-    None where that is nothing, or where its norm takes its statistics over processes.
+    None where that is nothing.
     """
     cut = replace(site, out_norm=None, out_activation=None)
     if site.support is not None:
         cut = replace(cut, layer=None, support=None, activation=site.activation if site.norm is not None else None)
-    synchronises = site.norm is not None and type(root.get_submodule(str(site.norm.target))) is nn.SyncBatchNorm
-    return cut if cut.steps and not synchronises else None
+    return cut if cut.steps else None
+
+
+def _over_processes(norms: Sequence[fx.Node | None], root: nn.Module) -> dict[int, list[str]]:
+    """Return the paths of the norms that take their statistics over processes, by the group of these."""
+    found: dict[int, list[str]] = {}
+    for path in dict.fromkeys(str(norm.target) for norm in norms if norm is not None):
+        norm = root.get_submodule(path)
+        if type(norm) is nn.SyncBatchNorm:
+            found.setdefault(id(norm.process_group), []).append(path)
+    return found
 
 
 def _emit_trained(
     made: fx.Graph,
     site: Site,
-    maps: dict[tuple[fx.Node, int], fx.Node],
+    maps: dict[_Map, fx.Node],
+    over: Mapping[tuple[_Map, Any], fx.Node],
     copies: dict[fx.Node, fx.Node],
     root: nn.Module,
     by_kernel: bool,
@@ -289,7 +312,19 @@ def _emit_trained(
         weight = None if layer is None else made.get_attr(f"{layer}.weight")
         bias = None if layer is None or root.get_submodule(layer).bias is None else made.get_attr(f"{layer}.bias")
         activation = _activation(site.activation, root)
-        given = tuple(maps[key] for key in read), _apart_runs(site), site.axis, norm, activation, weight, bias, by_kernel
+        group = next(iter(_over_processes([site.norm], root)), None)
+        statistics = tuple(over[key, group] for key in read) if group is not None else ()
+        given = (
+            tuple(maps[key] for key in read),
+            statistics,
+            _apart_runs(site),
+            site.axis,
+            norm,
+            activation,
+            weight,
+            bias,
+            by_kernel,
+        )
         done = made.call_function(run_training.train, given)
         value, handed_on = (made.call_function(operator.getitem, (done, place)) for place in (0, 1))
         maps.update((key, made.call_function(operator.getitem, (handed_on, place))) for place, key in enumerate(read))

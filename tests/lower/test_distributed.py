@@ -76,19 +76,70 @@ def _rank(rank: int, folder: str, way: str, done: Any) -> None:
     torch.distributed.destroy_process_group()
 
 
-@pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="this torch has no gloo")
-@pytest.mark.parametrize("way", WAYS)
-def test_ranks_end_where_those_of_the_model_itself_do(way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+def _meet(target: Any, tmp_path: Path, *arguments: Any) -> list[Any]:
+    """Run two ranks, and return what each saved."""
     context = torch.multiprocessing.get_context("spawn")
     done = context.Barrier(2)
-    ranks = [context.Process(target=_rank, args=(rank, str(tmp_path), way, done)) for rank in range(2)]
+    ranks = [context.Process(target=target, args=(rank, str(tmp_path), *arguments, done)) for rank in range(2)]
     for process in ranks:
         process.start()
     for process in ranks:
         process.join(240)
         assert process.exitcode == 0
-    told = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
+    return [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
+
+
+class _Synchronised(nn.Module):
+    """Three layers that each read all maps in front of them, behind a norm over processes and one of their own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 6, 3, padding=1)
+        self.norms = nn.ModuleList(nn.SyncBatchNorm(6 + 4 * number, eps=10.0 ** -(number + 2)) for number in range(3))
+        self.convs = nn.ModuleList(nn.Conv2d(6 + 4 * number, 4, 1) for number in range(3))
+        self.head = nn.Linear(18, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        maps = [self.first(x)]
+        for norm, conv in zip(self.norms, self.convs, strict=True):
+            maps.append(torch.tanh(conv(torch.relu(norm(torch.cat([*maps], 1))))))
+        return self.head(torch.cat(maps, 1).mean((2, 3)))
+
+
+def _synchronised() -> nn.Module:
+    torch.manual_seed(0)
+    return _Synchronised().double().train()
+
+
+def _steps(model: nn.Module, mine: slice) -> dict[str, Any]:
+    """Train on some of the images, with the gradients of all."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5, momentum=0.9)
+    for _ in range(3):
+        optimizer.zero_grad()
+        (functional.cross_entropy(model(X[mine]), LABELS[mine], reduction="sum") / 8).backward()
+        for parameter in model.parameters() if torch.distributed.is_initialized() else ():
+            torch.distributed.all_reduce(parameter.grad)  # DistributedDataParallel refuses nn.SyncBatchNorm on a CPU
+        optimizer.step()
+    return model.state_dict()
+
+
+def _synchronising_rank(rank: int, folder: str, done: Any) -> None:
+    torch.set_num_threads(1)
+    lowered, gathered = swnet.lower(_synchronised(), X[:5], backend="torch", training=True).train(), []
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+    all_gather = torch.distributed.all_gather
+    torch.distributed.all_gather = lambda *args, **kwargs: (gathered.append(1), all_gather(*args, **kwargs))[1]
+    found = _steps(lowered, slice(5) if rank == 0 else slice(5, 8))
+    torch.save((found, len(gathered)), f"{folder}/{rank}.pt")
+    done.wait(240)
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="this torch has no gloo")
+@pytest.mark.parametrize("way", WAYS)
+def test_ranks_end_where_those_of_the_model_itself_do(way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    told = _meet(_rank, tmp_path, way)
     for found, expected, ran in told:
         assert ran == (0 if way == "fully_shard by layer" else 3)  # whose hooks must run
         for name, value in expected.items():
@@ -98,3 +149,16 @@ def test_ranks_end_where_those_of_the_model_itself_do(way: str, tmp_path: Path, 
     for name, value in start.named_parameters():
         assert torch.equal(ours[name], theirs[name])
         assert not torch.equal(ours[name], value)
+
+
+@pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="this torch has no gloo")
+def test_norms_over_processes_end_where_one_process_with_the_whole_batch_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a CPU nn.SyncBatchNorm itself runs in one process only. The ranks have five and three images."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    expected = _steps(_synchronised(), slice(8))
+    for found, gathered in _meet(_synchronising_rank, tmp_path):
+        assert gathered == 3 * 3, "once a map and step"
+        for name, value in expected.items():
+            torch.testing.assert_close(found[name], value, rtol=1e-9, atol=1e-9, msg=lambda text, n=name: f"{n}: {text}")

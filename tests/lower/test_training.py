@@ -417,11 +417,14 @@ def test_without_training_train_mode_is_as_it_was() -> None:
     assert len(swnet.ledger(ours).lowered) == 1
 
 
-def test_norms_over_processes_are_left_alone() -> None:
-    model = nn.SyncBatchNorm.convert_sync_batchnorm(bottlenecked())
-    ours = swnet.lower(model, X, backend="torch", training=True)
-    assert runs_lowered(ours) == []
-    assert "10 left alone" in str(swnet.ledger(ours).lowered[-1])
+def test_norms_over_processes_train_alike_where_there_is_one() -> None:
+    model = nn.SyncBatchNorm.convert_sync_batchnorm(bottlenecked()).double()
+    ours = in_training(model, X.double())
+    assert runs_lowered(ours).count("synchronised") == 10
+    same(ours, model, X.double())
+    for one in (ours, model):
+        one.get_submodule("1.layer2.norm1").eval()
+    same(ours, model, X.double())
 
 
 def test_one_value_a_channel_is_refused_as_torch_does() -> None:
