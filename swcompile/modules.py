@@ -194,10 +194,11 @@ _STATE = (
 )
 """What of a user's root module outlives its class: everything that its state dict and its hooks consist of."""
 
-EXAMPLE = "example"
-"""The key of the program that was made for the example inputs: what runs where Python cannot look at a call's own."""
-TRAINING = "training"
-"""The key of the program for train mode, where there is one."""
+EVAL, TRAINING = "eval", "training"
+"""The keys of each mode's program for the example inputs, which runs where Python cannot look at a call's own.
+
+With a state of autocast behind, those under autocast; with the key of a kind of call (swcompile.lower.Lowering.key), those for it.
+"""
 
 
 @dataclass(frozen=True)
@@ -284,7 +285,7 @@ class RewiredModule(fx.GraphModule):
     def graph(self) -> fx.Graph:
         """The graph that runs in the module's present mode, and as gradients are on or off."""
         if self._lowers and not self.training:
-            program = self._example_program()
+            program = self._example_program(EVAL)
             may = program is not None and _may_be_lowered(self, program.around, (), {}) and program.stands(self)
             if program is not None and may and program.lowered.graph is not None:
                 return program.lowered.graph
@@ -315,11 +316,10 @@ class RewiredModule(fx.GraphModule):
         if lowers:
             if _lower_anew not in self._load_state_dict_post_hooks.values():
                 self.register_load_state_dict_post_hook(_lower_anew)  # type: ignore[no-untyped-call]  # torch's is untyped
-            self._programs[EXAMPLE] = self._program_of(self.lowering.program(self, None, None))
-            if (key := self.lowering.example_key(self, None)) is not None:
-                self._programs[key] = self._programs[EXAMPLE]
-            if self.lowering.training:
-                self._programs[TRAINING] = self._program_of(self.lowering.training_program(self, None))
+            for mode in (EVAL, TRAINING) if self.lowering.training else (EVAL,):
+                self._programs[mode] = self._program_of(self.lowering.program(self, None, None, in_training=mode == TRAINING))
+                if (key := self.lowering.example_key(self, None)) is not None:
+                    self._programs[mode, key] = self._programs[mode]
 
         @functools.wraps(in_training)
         def forward(module: RewiredModule, *args: Any, **kwargs: Any) -> Any:
@@ -365,7 +365,7 @@ class RewiredModule(fx.GraphModule):
         if self.training:
             if kwargs or not self.lowering.training or not self.lowering.takes_in_training(self, args) or _is_taken_apart():
                 return None
-            program = self._training_program()
+            program = self._training_program(args)
             may = program is not None and not any(_has_hooks(one) for one in program.around) and program.stands(self)
             return program.run if program is not None and may else None
         if not _may_be_lowered(self, (), args, kwargs):
@@ -378,40 +378,38 @@ class RewiredModule(fx.GraphModule):
         """Return the program for a call, made now where it is the first of its kind; None where the call runs as it is."""
         programs: dict[Any, _Program] = self._programs
         if torch.compiler.is_compiling():  # no other can be made inside a compiler, or a transform of torch.func
-            return self._example_program() if self.lowering.is_like_example(self, args) else None
+            return self._example_program(EVAL) if self.lowering.is_like_example(self, args) else None
         autocast = autocast_of(self)
         if torch._C._functorch.peek_interpreter_stack() is not None:
-            return programs[EXAMPLE] if autocast is None else None  # convolutions take no notice of autocast there, products do
+            return programs[EVAL] if autocast is None else None  # convolutions take no notice of autocast there, products do
         if kwargs or not args or torch._C._get_tracing_state() is not None:
             return None
-        key = self.lowering.key(self, args, autocast)
+        return self._program_for(EVAL, args, autocast)
+
+    def _training_program(self, args: tuple[Any, ...]) -> _Program | None:
+        """Return the program for a call in train mode; inside a compiler that for the example inputs, if it has been made yet."""
+        if torch.compiler.is_compiling():
+            return self._example_program(TRAINING)
+        return self._program_for(TRAINING, args, autocast_of(self))
+
+    def _program_for(self, mode: str, args: tuple[Any, ...], autocast: Any) -> _Program | None:
+        """Return the program for a kind of call, made now where it is the first of it; None where it runs as it is."""
+        programs, key = self._programs, self.lowering.key(self, args, autocast)
         if key is None:
             return None
-        if key not in programs:
+        if (mode, key) not in programs:
             with self._making:  # threads whose first calls come together make one
-                if key not in programs:
-                    made = self._program_of(self.lowering.program(self, args, autocast))
+                if (mode, key) not in programs:
+                    made = self._program_of(self.lowering.program(self, args, autocast, in_training=mode == TRAINING))
                     if autocast is not None and key == self.lowering.example_key(self, autocast):
-                        programs[EXAMPLE, autocast] = made
-                    programs[key] = made
-        return programs[key]
+                        programs[mode, autocast] = made
+                    programs[mode, key] = made
+        return programs[mode, key]
 
-    def _training_program(self) -> _Program | None:
-        """Return the program for train mode; under autocast made now, and inside a compiler None where it has not been made yet."""
-        autocast = autocast_of(self)
-        if autocast is None:
-            return self._programs[TRAINING]
-        if (TRAINING, autocast) not in self._programs and not torch.compiler.is_compiling():
-            with self._making:
-                if (TRAINING, autocast) not in self._programs:
-                    made = self._program_of(self.lowering.training_program(self, autocast))
-                    self._programs[TRAINING, autocast] = made
-        return self._programs.get((TRAINING, autocast))
-
-    def _example_program(self) -> _Program | None:
+    def _example_program(self, mode: str) -> _Program | None:
         """Return the program for the example inputs; under autocast, None where no call like them has come under it yet."""
         autocast = autocast_of(self)
-        return self._programs.get(EXAMPLE if autocast is None else (EXAMPLE, autocast))
+        return self._programs.get(mode if autocast is None else (mode, autocast))
 
     def _apply(self, fn: Any, recurse: bool = True) -> RewiredModule:
         """Move or convert the module; what was chosen for another device or dtype, or by masks that lay there, is forgotten."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 
@@ -20,6 +21,13 @@ from swcompile.lower.operations import (
     Size,
 )
 from swcompile.lower.rates import Rates, Timing, Timings, device_name, flops, moved, versions
+from swcompile.lower.training_operations import (
+    KERNEL_TRAINED_MAPS,
+    KERNEL_TRAINED_PRODUCTS,
+    TRAINED_MAPS,
+    TRAINED_PRODUCTS,
+    TrainedInputs,
+)
 from swkernels.timing import quartiles
 
 LAYOUTS = ("first", "last")
@@ -46,16 +54,30 @@ def _timed_all(device: torch.device, dtype: torch.dtype, seconds: float) -> Iter
     for layout in LAYOUTS:
         for name, operation in (MAPS | PRODUCTS).items():
             yield f"{name} {layout}", _timed(operation, name in PRODUCTS, device, dtype, layout, seconds)
+        for name, training in (TRAINED_MAPS | TRAINED_PRODUCTS).items():
+            yield f"{name} {layout}", _timed(training, name in TRAINED_PRODUCTS, device, dtype, layout, seconds, TrainedInputs)
     for name, operation in (SLAB_MAPS | SLAB_PRODUCTS | (KERNEL_MAPS | KERNEL_PRODUCTS if on_kernels else {})).items():
         yield name, _timed(operation, name in SLAB_PRODUCTS | KERNEL_PRODUCTS, device, dtype, "last", seconds)
+    for name, training in (KERNEL_TRAINED_MAPS | KERNEL_TRAINED_PRODUCTS if on_kernels else {}).items():
+        for layout in LAYOUTS if name.startswith("shared") else ("last",):
+            yield (
+                f"{name} {layout}",
+                _timed(training, name in KERNEL_TRAINED_PRODUCTS, device, dtype, layout, seconds, TrainedInputs),
+            )
 
 
 def _timed(
-    operation: Callable[[Inputs], object], is_product: bool, device: torch.device, dtype: torch.dtype, layout: str, seconds: float
+    operation: Callable[[Any], object],
+    is_product: bool,
+    device: torch.device,
+    dtype: torch.dtype,
+    layout: str,
+    seconds: float,
+    inputs: type[Inputs] = Inputs,
 ) -> Timings:
     timings = []
     for size in sizes(device.type, OUTPUTS if is_product else (0,), dtype.itemsize):
-        given = Inputs(size, dtype, device, layout)
+        given = inputs(size, dtype, device, layout)
         low, _, _ = quartiles(functools.partial(operation, given), device, seconds)  # what runs beside it only ever takes time
         timings.append(Timing(size.rows, size.channels, size.outputs, float(f"{low:.3g}")))
     return Timings(dtype.itemsize, tuple(timings))

@@ -18,7 +18,8 @@ from swcompile.lower.costs import WORTH_IT, WORTH_IT_ELSEWHERE, Chosen, choose, 
 from swcompile.lower.emit import as_trained, lowered, name_of_shown_weight, trained
 from swcompile.lower.rates import Rates, device_name, known
 from swcompile.lower.run import is_channels_last
-from swcompile.lower.sites import find_sites, left_alone
+from swcompile.lower.sites import Site, find_sites, left_alone
+from swcompile.lower.training_costs import choose_training
 from swcompile.modules import Lowered, RewiredModule
 from swcompile.trace import Example, shaped
 from swcompile.trace.shapes import Autocast, Spec, describe_inputs, shapes_of
@@ -70,13 +71,15 @@ class Lowering:
         with FakeTensorMode():
             return self.key(module, [value.fake() for value in self.example_of(module)], autocast)
 
-    def program(self, module: RewiredModule, arguments: Sequence[Any] | None, autocast: Autocast | None) -> Lowered:
-        """Lower a module for its arguments, or for the example inputs where they are None, in a state of autocast (None: off).
+    def program(
+        self, module: RewiredModule, arguments: Sequence[Any] | None, autocast: Autocast | None, *, in_training: bool = False
+    ) -> Lowered:
+        """Lower a mode of a module for its arguments, or the example inputs where they are None, under autocast or not (None).
 
         Arguments that the model cannot take are not lowered for: the model itself then says what is wrong.
         """
         weight = _weight(module)
-        graph, shell = copy.deepcopy(module.graphs[-1]), module.shell()
+        graph, shell = copy.deepcopy(module.graphs[0 if in_training else -1]), module.shell()
         try:
             example = self.example_of(module) if arguments is None else describe_inputs(tuple(arguments))
             with _disable_current_modes():  # what counts or records the call shall not see this
@@ -85,25 +88,44 @@ class Lowering:
         except SwnetError:
             return Lowered(None, (), None)
         device = torch.device("cpu") if weight is None else weight.device
-        call = f"{shapes_of(example)} on {device_name(device)}{_under(autocast)}"
+        call = f"{'training, ' if in_training else ''}{shapes_of(example)} on {device_name(device)}{_under(autocast)}"
         if not sites:
             why = left_alone(graph, shell, graph) or "no layer reads a concat of feature maps along its channels"
             return Lowered(None, (), Choices(call, why, ()))
-        if self.backend != "auto":
-            chosen, why = _all_by(self.backend, sites), "as asked"
+        cut = {site: as_trained(site, shell) if in_training else site for site in sites}
+        chosen, why = self._chosen(graph, [one for one in cut.values() if one is not None], weight, arguments, in_training)
+        forms = {site: chosen.forms[one] for site, one in cut.items() if one is not None}
+        if in_training:
+            taken = [site for site, form in forms.items() if form != "plain"]
+            made, bypassed = trained(graph, shell, taken, by_kernel="triton" in forms.values())
         else:
-            rates, unread = _known(device)
-            layout = _layout(weight, arguments or ())
-            is_own = rates is None or rates.device == device_name(device)
-            chosen = choose(graph, sites, rates, layout, WORTH_IT if is_own else WORTH_IT_ELSEWHERE)
-            why = unread or _why(chosen, None if rates is None else _told(rates, device), f"channels {layout}")
-        made, bypassed = lowered(graph, shell, chosen.forms)
+            made, bypassed = lowered(graph, shell, forms)
         fault = None if made is None else _fault(made, shell, example, autocast)
-        if fault is None and made is not None and self.backend == "triton":
+        if fault is None and made is not None and self.backend == "triton" and not in_training:
             fault = left_alone(graph, shell, made)
-        if fault is None:
-            return Lowered(made, bypassed, Choices(call, why, chosen.choices))
-        return Lowered(None, (), Choices(call, fault, tuple(Choice(name_of(site), "plain") for site in sites)))
+        if fault is not None:
+            return Lowered(None, (), Choices(call, fault, tuple(Choice(name_of(site), "plain") for site in sites)))
+        choices = dict(zip(forms, chosen.choices, strict=True))
+        return Lowered(
+            made, bypassed, Choices(call, why, tuple(choices.get(site, Choice(name_of(site), "plain")) for site in sites))
+        )
+
+    def _chosen(
+        self, graph: fx.Graph, sites: Sequence[Site], weight: Tensor | None, arguments: Sequence[Any] | None, in_training: bool
+    ) -> tuple[Chosen, str]:
+        """Return the form of each site, and by what it was chosen."""
+        if self.backend != "auto":
+            return Chosen(
+                dict.fromkeys(sites, self.backend), tuple(Choice(name_of(site), self.backend) for site in sites)
+            ), "as asked"
+        device = torch.device("cpu") if weight is None else weight.device
+        rates, unread = _known(device)
+        layout = _layout(weight, arguments or ())
+        is_own = rates is None or rates.device == device_name(device)
+        how = choose_training if in_training else choose
+        chosen = how(graph, sites, rates, layout, WORTH_IT if is_own else WORTH_IT_ELSEWHERE)
+        of = "training in " if in_training else ""
+        return chosen, unread or _why(chosen, None if rates is None else _told(rates, device), f"channels {layout}", of)
 
     def is_like_example(self, module: nn.Module, arguments: Sequence[Any]) -> bool:
         """Say whether arguments are tensors of the ranks of the example, and of its dtypes or, both floating, of the weights'."""
@@ -122,30 +144,6 @@ class Lowering:
         """Say whether the program for train mode was made for such arguments."""
         return all(_is_plain(value) for value in arguments) and self.is_like_example(module, arguments)
 
-    def training_program(self, module: RewiredModule, autocast: Autocast | None) -> Lowered:
-        """Lower a module's train mode, alike for all calls in a state of autocast (None: off)."""
-        weight = _weight(module)
-        graph, shell = copy.deepcopy(module.graphs[0]), module.shell()
-        example = self.example_of(module)
-        with _disable_current_modes():
-            shaped(graph, shell, example, autocast)
-            sites = find_sites(graph, shell)
-        device = torch.device("cpu") if weight is None else weight.device
-        call = f"training, {shapes_of(example)} on {device_name(device)}{_under(autocast)}"
-        if self.backend == "auto":
-            plain = tuple(Choice(name_of(site), "plain") for site in sites)
-            return Lowered(None, (), Choices(call, "what training would take has been timed on no device yet", plain))
-        made, bypassed = trained(graph, shell, sites, by_kernel=self.backend == "triton")
-        why = "as asked"
-        if made is not None and (fault := _fault(made, shell, example, autocast)) is not None:
-            made, bypassed, why = None, (), fault
-        forms = (self.backend if made is not None and as_trained(site, shell) is not None else "plain" for site in sites)
-        return Lowered(
-            made,
-            bypassed,
-            Choices(call, why, tuple(Choice(name_of(site), form) for site, form in zip(sites, forms, strict=True))),
-        )
-
 
 def _fault(graph: fx.Graph, shell: nn.Module, example: Example, autocast: Autocast | None) -> str | None:
     """Say why a lowered graph does not run, as where something far behind a site goes by the strides of what it made; or None."""
@@ -159,10 +157,6 @@ def _fault(graph: fx.Graph, shell: nn.Module, example: Example, autocast: Autoca
 
 def _under(autocast: Autocast | None) -> str:
     return "" if autocast is None else f" under autocast to {str(autocast[1]).removeprefix('torch.')}"
-
-
-def _all_by(backend: str, sites: Sequence[Any]) -> Chosen:
-    return Chosen(dict.fromkeys(sites, backend), tuple(Choice(name_of(site), backend) for site in sites))
 
 
 def _as(weight: Tensor | None, example: Example) -> Example:
@@ -195,13 +189,13 @@ def _is_plain(value: Any) -> bool:
     return all(type(size) is int and size > 0 for size in value.shape)
 
 
-def _why(chosen: Chosen, rates: str | None, layout: str) -> str:
+def _why(chosen: Chosen, rates: str | None, layout: str, of: str) -> str:
     """Say what the choice goes by."""
     if rates is None:
         return "nothing is known of this device: run `swcompile bench --calibrate`"
     predicted = [(one.plain_seconds, one.seconds) for one in chosen.choices if one.plain_seconds is not None]
     if not predicted:
-        return f"the timings of {rates} hold nothing for this dtype"
+        return f"the timings of {rates} hold nothing for {of}this dtype"
     before, after = (1000 * sum(float(side or 0) for side in sides) for sides in zip(*predicted, strict=True))
     return f"{layout}, {before:.3g} ms in them before, {after:.3g} ms now, as predicted from timings of {rates}"
 

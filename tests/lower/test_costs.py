@@ -24,11 +24,14 @@ from torch import Tensor, nn
 import swnet
 from benchmarks.models import densenet, seeded
 from swcompile.errors import SwnetError
-from swcompile.lower import calibrate, costs, lowering, operations, rates, run
+from swcompile.lower import calibrate, costs, lowering, operations, rates, run, run_training
+from swcompile.lower import training_operations as steps
+from swcompile.lower.emit import as_trained
 from swcompile.lower.gpus import GPU
 from swcompile.lower.rates import Rates, Timing, Timings, flops, moved
 from swcompile.lower.regions import lay_out_regions
 from swcompile.lower.sites import find_sites
+from swcompile.lower.training_costs import choose_training
 from swcompile.trace import shaped
 from tests.lower.test_lower import X, targets, used
 from tests.zoo import densenet as bottlenecked
@@ -38,6 +41,8 @@ LAYOUTS = calibrate.LAYOUTS
 PLAIN = [f"{name} {layout}" for name in (operations.MAPS | operations.PRODUCTS) for layout in LAYOUTS if name != "put"]
 TORCH = [*(f"put {layout}" for layout in LAYOUTS), *(operations.SLAB_MAPS | operations.SLAB_PRODUCTS)]
 TRITON = [*(operations.KERNEL_MAPS | operations.KERNEL_PRODUCTS)]
+TRAINED = [f"{name} {layout}" for name in (steps.TRAINED_MAPS | steps.TRAINED_PRODUCTS) for layout in LAYOUTS]
+BY_KERNELS = ["shared triton first", "shared triton last", "trained triton map last", "trained triton product last"]
 
 
 def table(plain: float = 1.0, by_torch: float | None = 1.0, by_triton: float | None = None) -> Rates:
@@ -47,7 +52,9 @@ def table(plain: float = 1.0, by_torch: float | None = 1.0, by_triton: float | N
     def timed(per_byte: float) -> Timings:
         return Timings(4, tuple(Timing(*size, 1e-6 + 1e-9 * per_byte * moved(*size, 4)) for size in sizes))
 
-    forms = ((PLAIN, plain), (TORCH, by_torch), (TRITON, by_triton))
+    plainly = [name for name in TRAINED if "plain" in name]
+    by = ([name for name in TRAINED if name not in plainly], BY_KERNELS)
+    forms = ((PLAIN + plainly, plain), (TORCH + by[0], by_torch), (TRITON + by[1], by_triton))
     found = {name: timed(per_byte) for names, per_byte in forms if per_byte is not None for name in names}
     return Rates("a device", {"torch": "0", "triton": None}, {"float32": found})
 
@@ -239,10 +246,10 @@ def test_threads_whose_first_calls_come_together_make_one_program_a_kind(
     made: list[int] = []
     program, together = lowering.Lowering.program, threading.Barrier(6)
 
-    def slow(self: Any, module: Any, arguments: Any, autocast: Any) -> Any:
+    def slow(self: Any, module: Any, arguments: Any, autocast: Any, *, in_training: bool) -> Any:
         made.append(len(arguments[0]))
         time.sleep(0.1)  # for the others to come to where they would make it, too
-        return program(self, module, arguments, autocast)
+        return program(self, module, arguments, autocast, in_training=in_training)
 
     def call(x: Tensor) -> Tensor:
         together.wait(timeout=60)
@@ -437,11 +444,74 @@ def test_calibration_times_all_that_a_choice_asks_for(monkeypatch: pytest.Monkey
     found = calibrate.calibrated(CPU, told.append, seconds=0.001)
     assert told == ["timing operations on float32"]
     assert found.device == rates.device_name(CPU)
-    assert set(found.of(torch.float32)) == {*PLAIN, *TORCH}
+    assert set(found.of(torch.float32)) == {*PLAIN, *TORCH, *TRAINED}
     assert all(one.seconds > 0 for timings in found.of(torch.float32).values() for one in timings.timings)
     graph, root = _shaped(used(bottlenecked(), X))
     chosen = costs.choose(graph, find_sites(graph, root), found, "first")
     assert all(one.plain_seconds is not None and one.plain_seconds > 0 for one in chosen.choices)
+    sites = tuple(one for site in find_sites(graph, root) if (one := as_trained(site, root)) is not None)
+    trained = choose_training(graph, sites, found, "first")
+    assert len(trained.choices) == 10
+    assert all(one.plain_seconds is not None and one.seconds is not None and one.seconds > 0 for one in trained.choices)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_steps_that_are_timed_come_to_the_same_gradients(layout: str) -> None:
+    """Where nobody reads behind: the plain step, and the reader with what brings it its maps."""
+    x = steps.TrainedInputs(operations.Size(2, 5, 24, 16), torch.float64, CPU, layout)
+    x.norm.double()
+    x.behind = [torch.zeros_like(grad) for grad in x.behind]
+    *expected, weight_norm, bias_norm, weight = x.plain(x.weight)
+    token, moments, other, more, *parameters = x.read(x.weight, by_kernel=False)
+    torch.testing.assert_close(parameters, [weight_norm, bias_norm, weight])
+    for half, whole, given, through in zip(x.halves, expected, (token, other), (moments, more), strict=True):
+        shared = run_training.shared(half, 1, True, False)
+        (found,) = torch.autograd.grad(shared[1:], half, (given, through))
+        torch.testing.assert_close(found, whole)
+
+
+# --- training ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("made_up", "form"),
+    [
+        (table(plain=10), "torch"),
+        (table(plain=10, by_torch=9, by_triton=1), "triton"),
+        (table(plain=1, by_torch=20, by_triton=10), "plain"),
+        (table(plain=3, by_torch=None), "plain"),
+    ],
+)
+def test_the_fastest_form_of_training_is_chosen(made_up: Rates, form: str, believed: Callable[[Rates], None]) -> None:
+    believed(made_up)
+    model = used(bottlenecked(), X).train()
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0  # which draws by the layout of what it reads
+    lowered = swnet.lower(model, X, training=True).train()
+    for x in (X, torch.randn(9, *X.shape[1:])):
+        torch.testing.assert_close(lowered(x), copy.deepcopy(model)(x), rtol=1e-4, atol=1e-4)
+    trained = [one for one in swnet.ledger(lowered).lowered if one.call.startswith("training")]
+    assert [one.call[:12] for one in trained] == ["training, 2x", "training, 9x"]
+    assert {choice.form for one in trained for choice in one.gathers} == {form}
+    assert all("ms in them before" in one.why or form == "plain" for one in trained)
+
+
+def test_gathers_without_a_norm_are_not_trained_by_timings_of_others(believed: Callable[[Rates], None]) -> None:
+    believed(table(plain=10))
+    layers = [nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 1), nn.Conv2d(16, 4, 1)]
+
+    class Normless(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = layers
+
+        def forward(self, x: Tensor) -> Tensor:
+            a = self.a(x)
+            return self.c(torch.relu(torch.cat([a, self.b(a)], 1))) + 0
+
+    lowered = swnet.lower(Normless(), X, training=True)
+    assert {choice.form for one in swnet.ledger(lowered).lowered for choice in one.gathers if "training" in one.call} == {"plain"}
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

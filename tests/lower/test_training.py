@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ import swnet
 from benchmarks.bench_training import kept_bytes
 from benchmarks.models import densenet, resnet20, seeded
 from swcompile.errors import NothingToDoError
-from swcompile.lower.rates import device_name
+from swcompile.lower.rates import Rates, device_name, known
 from swcompile.modules import TRAINING, RewiredModule
 from tests.lower.test_lower import LOWERED, X
 from tests.zoo import ZOO, image
@@ -403,11 +404,16 @@ class _Joined(nn.Module):
         return out
 
 
-def test_auto_leaves_training_alone_and_says_why() -> None:
+def test_auto_leaves_training_alone_where_it_has_not_been_timed_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = known(torch.device("cpu"))
+    assert isinstance(found, Rates)
+    without = replace(found, dtypes={})
+    monkeypatch.setattr("swcompile.lower.lowering.known", lambda _: without)
     ours = swnet.lower(bottlenecked(), X, training=True)
     told = str(swnet.ledger(ours))
     assert "lowered for training, 2x3x8x8 on" in told
-    assert "10 left alone; what training would take has been timed on no device yet" in told
+    assert "10 left alone; the timings of" in told
+    assert "hold nothing for training in this dtype" in told
     assert runs_lowered(ours) == []
 
 
