@@ -26,7 +26,7 @@ from swcompile.lower import run, run_clusters, run_training
 from swcompile.lower.clusters import padding_of, parts_of
 from swcompile.lower.costs import reads_apart
 from swcompile.lower.regions import Region, lay_out_regions
-from swcompile.lower.sites import Site, activation_of, is_norm
+from swcompile.lower.sites import Piece, Site, activation_of, is_norm
 from swcompile.modules import resample
 from swcompile.optimize import drop_unread
 from swcompile.trace.shapes import Spec, spec_of
@@ -211,7 +211,7 @@ def trained(graph: fx.Graph, root: nn.Module, sites: Sequence[Site], *, by_kerne
 
     Also the paths of the modules that it bypasses. None where no site can be trained so.
     """
-    cut = [found for site in sites if (found := as_trained(site, root)) is not None]
+    cut = [found for site in sites for found in as_trained(site, root)]
     if not cut:
         return None, ()
     copies: dict[fx.Node, fx.Node] = {}
@@ -226,7 +226,8 @@ def trained(graph: fx.Graph, root: nn.Module, sites: Sequence[Site], *, by_kerne
             taken = (source, axis) in normed
             rows[source, axis] = lying, made.call_function(run_training.take_statistics, (lying, by_kernel)) if taken else None
     for site in cut:
-        _emit_trained(made, site, rows, copies, root, by_kernel)
+        emit = _emit_trained if site.support is None else _emit_trained_clusters
+        emit(made, site, rows, copies, root, by_kernel)
     drop_unread(made)
     _lay_for_views(made, root)
     made.lint()
@@ -234,16 +235,27 @@ def trained(graph: fx.Graph, root: nn.Module, sites: Sequence[Site], *, by_kerne
     return made, tuple(dict.fromkeys(str(node.target) for node in bypassed))
 
 
-def as_trained(site: Site, root: nn.Module) -> Site | None:
-    """Return what of a site is lowered for training: nothing behind a product, which is read by itself, and no clusters.
+def as_trained(site: Site, root: nn.Module) -> tuple[Site, ...]:
+    """Return what of a site is lowered for training: nothing behind a product, which is read by itself.
 
-    None where that is nothing, or where its norm takes its statistics over processes.
+    A layer of clusters is a site of its own, which reads the map that the site's norm and activation make. One whose norm takes its
+    statistics over processes is left as it is.
     """
     cut = replace(site, out_norm=None, out_activation=None)
-    if site.support is not None:
+    clusters = () if site.support is None else (_clusters_alone(cut),)
+    if clusters:
         cut = replace(cut, layer=None, support=None, activation=site.activation if site.norm is not None else None)
     synchronises = site.norm is not None and type(root.get_submodule(str(site.norm.target))) is nn.SyncBatchNorm
-    return cut if cut.steps and not synchronises else None
+    return (cut, *clusters) if cut.steps and not synchronises else clusters
+
+
+def _clusters_alone(site: Site) -> Site:
+    """Return a layer of clusters without the norm and activation in front of it."""
+    before = site.activation or site.norm
+    if before is None:
+        return site
+    width = sum(piece.stop - piece.start for piece in site.pieces)
+    return replace(site, cat=before, pieces=(Piece(before, 0, width),), norm=None, activation=None)
 
 
 def _emit_trained(
@@ -266,6 +278,28 @@ def _emit_trained(
         value = made.call_function(
             run_training.train, (maps, _apart_runs(site), site.axis, taken, norm, activation, weight, bias, by_kernel)
         )
+    _replace(site, value, copies)
+
+
+def _emit_trained_clusters(
+    made: fx.Graph,
+    site: Site,
+    rows: Mapping[tuple[fx.Node, int], tuple[fx.Node, fx.Node | None]],
+    copies: dict[fx.Node, fx.Node],
+    root: nn.Module,
+    by_kernel: bool,
+) -> None:
+    """Replace a layer of clusters by one that trains over what is live alone."""
+    assert site.layer is not None, "clusters are those of a layer"
+    assert site.support is not None, "and these are they"
+    layer: Any = root.get_submodule(str(site.layer.target))
+    maps = tuple(rows[source, site.axis][0] for source in site.sources)
+    with made.inserting_before(copies[site.last]):
+        weight = made.get_attr(f"{site.layer.target}.weight")
+        bias = None if layer.bias is None else made.get_attr(f"{site.layer.target}.bias")
+        stride = layer.stride[0] if isinstance(layer, nn.Conv2d) else 1
+        how = (weight, bias, tuple(site.support.flat()), stride, padding_of(layer), by_kernel)
+        value = made.call_function(run_clusters.train_clusters, (maps, _apart_runs(site), site.axis, *how))
     _replace(site, value, copies)
 
 

@@ -125,7 +125,7 @@ class Lowering:
         why = "as asked"
         if made is not None and (fault := _fault(made, shell, example, autocast)) is not None:
             made, bypassed, why = None, (), fault
-        forms = (self.backend if made is not None and as_trained(site, shell) is not None else "plain" for site in sites)
+        forms = (self.backend if made is not None and as_trained(site, shell) else "plain" for site in sites)
         return Lowered(
             made,
             bypassed,
