@@ -23,10 +23,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from swkernels import launch
+from swkernels import block_sparse, launch
 from swkernels._triton import jit, tl
 from swkernels.block_sparse import Support, Tables, check_convolved, known_support, listed, tables
-from swkernels.block_sparse import tiles_for as data_tiles_for
 from swkernels.checks import check_made, check_read, rows
 from swkernels.gather_mm import Tiles
 from swkernels.gather_mm_backward import LEAST_ROWS, PROGRAMS
@@ -71,11 +70,13 @@ def _met(tap: int, stride: int, count: int) -> slice:
 
 SHIPPED = {
     "wide": Tiles(64, 64, 128, 8, 3),
-    "half": Tiles(64, 64, 64, 4, 4),
+    "half": Tiles(64, 64, 64, 4, 3),
     "few": Tiles(64, 16, 64, 4, 4),
-    "float32": Tiles(32, 32, 32, 4, 3),
+    "float32": Tiles(32, 32, 32, 8, 3),  # with 4 warps 255 registers
 }
-"""Rows, outputs and inputs of a program that makes the weight's gradient; the map's goes by swkernels.block_sparse.SHIPPED."""
+"""Rows, outputs and inputs of a program that makes the weight's gradient."""
+SHIPPED_DATA = block_sparse.SHIPPED | {"float32": Tiles(32, 32, 32, 4, 3)}  # twice the rows spill on sm_80
+"""Rows, inputs and outputs of one that makes the map's."""
 
 
 def tiles_for(outputs: int, inputs: int, dtype: torch.dtype) -> Tiles:
@@ -83,6 +84,13 @@ def tiles_for(outputs: int, inputs: int, dtype: torch.dtype) -> Tiles:
     if dtype == torch.float32:
         return SHIPPED["float32"]
     return SHIPPED["few" if outputs <= 16 else "half" if inputs <= 64 else "wide"]
+
+
+def data_tiles_for(inputs: int, dtype: torch.dtype) -> Tiles:
+    """Choose tiles by the inputs of the widest cluster that the same outputs read, without a measurement."""
+    if dtype == torch.float32:
+        return SHIPPED_DATA["float32"]
+    return block_sparse.tiles_for(inputs, dtype)
 
 
 @functools.cache
