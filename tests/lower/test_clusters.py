@@ -58,7 +58,7 @@ class Reads(nn.Module):
 def lower_with(
     layer: nn.Module, model: Reads, maps: tuple[Tensor, ...], backend: str, *, training: bool = False
 ) -> tuple[RewiredModule, RewiredModule]:
-    """Return a model with a masked layer in place of its own, which transform alone may make, in eval mode, as it is and lowered."""
+    """Return a model with a masked layer in place of its own, which transform alone may make; in eval mode, plain and lowered."""
     rewired = swnet.transform(model, maps, p=0.0).eval()
     rewired.set_submodule("layer", layer.eval())
     return rewired, rewired.with_lowering(Lowering(backend, record(rewired).example, training))
