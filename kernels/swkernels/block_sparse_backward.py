@@ -94,6 +94,12 @@ def data_tiles_for(inputs: int, dtype: torch.dtype) -> Tiles:
 
 
 @functools.cache
+def _transposed(support: Support, inputs: int) -> Support:
+    """Return `support.transposed`, remembered."""
+    return support.transposed(inputs)
+
+
+@functools.cache
 def _weight_tables(taps: Taps, support: Support, tiles: Tiles, device: torch.device) -> Tables:
     """Return the lists of a kernel each of whose programs makes a tile of a cluster, outputs by what they read."""
     found = listed(taps, support)
@@ -243,7 +249,7 @@ def _block_sparse_conv2d_backward_into(
 def _data_gradient(grad: Tensor, weight: Tensor, support: Support, stride: int, padding: int, into: Tensor) -> None:
     given, made = rows(grad, "grad"), rows(into, "into")
     (outputs, high, wide, channels), (batch, source_height, source_width, _) = weight.shape, into.shape
-    turned = support.transposed(channels)
+    turned = _transposed(support, channels)
     tiles = data_tiles_for(max(cluster.stop - cluster.start for cluster in turned.clusters), grad.dtype)
     lists = tables(Taps.of((0, outputs)), turned, tiles.columns, grad.device)
     pixels = batch * launch.ceil_div(source_height, stride) * launch.ceil_div(source_width, stride)

@@ -11,6 +11,8 @@ For training (`trained`), sites read the maps where they are, and statistics are
     a = conv1(x);  r1 = in_rows(a, 1, ..);  s1 = take_statistics(r1, ..)
     b = conv2(a);  r2 = in_rows(b, 1, ..);  s2 = take_statistics(r2, ..)
     y = relu(norm2(train((r1, r2), (0, 0, 16, 1, 0, 8), 1, (s1, s2), norm, "relu", conv3.weight, ..)))
+
+A layer of clusters reads what its norm and activation make, or the maps themselves: train_clusters((r1, r2), .., clusters, ..).
 """
 
 from __future__ import annotations
