@@ -1,7 +1,11 @@
-"""What does training a network lowered (swnet.lower, training=True) save, and what does it cost? DenseNets against themselves.
+"""What does training a network lowered (swnet.lower, training=True) save, and what does it cost? Networks against themselves.
 
     python -m benchmarks.bench_training                needs torchvision; on a GPU by the kernels in bfloat16, else plain torch
     python -m benchmarks.bench_training densenet40 --batch 64
+    python -m benchmarks.bench_training "#resnet18" --batch 8 --side 128
+
+A name with "#" in front is rewired in tiles (p = 0.3), of which a quarter stays, and compared with itself as rewired, which
+multiplies by the zeros of its masks.
 
 Both take turns at whole steps of SGD, each round in the other order. Reported are what a forward pass keeps for the backward pass,
 in bytes of distinct memory without the parameters, and the ratio of the median times beside the quartiles of the rounds' own
@@ -32,8 +36,17 @@ from benchmarks.vision import torchvision_models
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "densenet40": (densenet, 32),
     "densenet121": (lambda: torchvision_models().densenet121(), 224),
+    "#resnet18": (lambda: tiled(torchvision_models().resnet18()), 128),
 }
 """How each is built, and the side of its images."""
+
+
+def tiled(model: nn.Module) -> nn.Module:
+    """Return a network rewired in tiles, of which a quarter stays."""
+    return swnet.transform(model, torch.zeros(1, 3, 128, 128), p=0.3, wiring="tile", density=0.25)
+
+
+LAYOUTS = {"first": torch.contiguous_format, "last": torch.channels_last}
 
 
 def kept_bytes(model: nn.Module, images: Tensor) -> int:
@@ -73,9 +86,11 @@ def peak_bytes(model: nn.Module, optimizer: torch.optim.Optimizer, images: Tenso
     return torch.cuda.max_memory_allocated()
 
 
-def examine(name: str, original: nn.Module, images: Tensor, rounds: int, backend: str, warmup: int = 3) -> dict[str, Any]:
+def examine(
+    name: str, original: nn.Module, images: Tensor, rounds: int, backend: str, warmup: int = 3, layout: str = "last"
+) -> dict[str, Any]:
     """Lower a network for training, and time both."""
-    original = original.to(images.device, images.dtype, memory_format=torch.channels_last).train()
+    original = original.to(images.device, images.dtype, memory_format=LAYOUTS[layout]).train()
     arms = (original, swnet.lower(original, images, backend=backend, training=True).train())
     labels = torch.randint(0, 10, (len(images),), device=images.device)
     optimizers = [torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9) for model in arms]
@@ -89,6 +104,7 @@ def examine(name: str, original: nn.Module, images: Tensor, rounds: int, backend
     peaks = [peak_bytes(model, optimizer, images, labels) for model, optimizer in zip(arms, optimizers, strict=True)]
     before, after = (np.array(one) for one in times)
     row = {"name": name, "shape": list(images.shape[1:]), "dtype": str(images.dtype).removeprefix("torch."), "batch": len(images)}
+    row |= {"layout": f"channels {layout}"}
     row |= {"baseline": "original", "backend": backend, "rounds": rounds, "kept_bytes": kept, "peak_memory": peaks}
     row |= {"chosen": str(swnet.ledger(arms[1]).lowered[-1]), "bytes": None, "flops": None}
     return row | {"original_ms": quartiles(before), "lowered_ms": quartiles(after)} | compared(before, after)
@@ -115,15 +131,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     on_gpu = torch.cuda.is_available()
     parser.add_argument("--rounds", type=int, default=15, help="steps of each (default: 15)")
     parser.add_argument("--batch", type=int, default=256 if on_gpu else 4)
+    parser.add_argument("--side", type=int, help="of the images (default: what the network is for)")
+    parser.add_argument("--layout", choices=[*LAYOUTS], default="last", help="where maps have their channels (default: last)")
     parser.add_argument("--backend", choices=("torch", "triton"), default="triton" if on_gpu else "torch")
     parser.add_argument("--no-record", action="store_true", help="print only; leave the results folder as it is")
     options = parser.parse_args(arguments)
     console, rows = Console(), []
     for name in options.networks:
         build, side = NETWORKS[name]
+        side = options.side or side
         images = torch.randn(options.batch, 3, side, side, dtype=torch.bfloat16 if on_gpu else torch.float32)
-        images = images.to("cuda" if on_gpu else "cpu").contiguous(memory_format=torch.channels_last)
-        rows.append(examine(name, seeded(build, 0), images, options.rounds, options.backend))
+        images = images.to("cuda" if on_gpu else "cpu").contiguous(memory_format=LAYOUTS[options.layout])
+        rows.append(examine(name, seeded(build, 0), images, options.rounds, options.backend, layout=options.layout))
         gc.collect()
     console.print(show(rows))
     if not options.no_record:

@@ -48,7 +48,15 @@ from benchmarks.vision import torchvision_models
 from swcompile.bench import Gather, asked, ceilings, row, timed_gather
 from swcompile.lower import run
 from swcompile.lower.rates import flops, moved
-from swkernels import Cluster, Support, Taps, block_sparse_conv2d, block_sparse_conv2d_reference
+from swkernels import (
+    Cluster,
+    Support,
+    Taps,
+    block_sparse_conv2d,
+    block_sparse_conv2d_backward,
+    block_sparse_conv2d_backward_reference,
+    block_sparse_conv2d_reference,
+)
 from swkernels.affine import NO_NORM
 from swkernels.timing import quartiles
 
@@ -168,6 +176,29 @@ def block_sparse(on: Setting) -> Iterator[dict[str, Any]]:
             yield on.timed(name, f"density {density:g}", call, (size, int(density * operations)), dense["ms"][1])
 
 
+def block_sparse_backward(on: Setting) -> Iterator[dict[str, Any]]:
+    """How much faster are the gradients of a 3x3 convolution of which a share of the blocks is there than a dense one's?"""
+    differentiate = block_sparse_conv2d_backward if on.on_gpu else block_sparse_conv2d_backward_reference
+    how = (None, [1, 1], [1, 1], [1, 1], False, [0, 0], 1, [True, True, False])
+    for width, side in SPARSE:
+        name, weight = f"block-sparse 3x3 of {width}, back", on.random(width, width, 3, 3)
+        grad, x = (on.random(on.batch, width, side, side) for _ in range(2))
+        size, operations = (2 * one for one in _work3x3(on, width, width, side))
+
+        def dense(given: tuple[Tensor, ...] = (grad, x, weight)) -> Tensor:
+            return torch.ops.aten.convolution_backward(*given, *how)[1]  # type: ignore[no-any-return]  # torch types no operator
+
+        whole = on.timed(name, "dense", dense, (size, operations))
+        yield whole
+        for density in DENSITIES:
+            given = grad.permute(0, 2, 3, 1), x.permute(0, 2, 3, 1), Taps.of((0, width)), weight.permute(0, 2, 3, 1)
+
+            def sparse(given: Any = given, reads: Support = support(width, density)) -> Tensor:  # noqa: B008  # of this round
+                return differentiate(*given, reads, padding=1).weight
+
+            yield on.timed(name, f"density {density:g}", sparse, (size, int(density * operations)), whole["ms"][1])
+
+
 def launch(on: Setting) -> Iterator[dict[str, Any]]:
     """What does one call of work that takes next to no time cost, by torch and by the kernel, in a graph and outside?"""
     x, weight, taps = on.random(16, 64), on.random(OUTPUTS, 64), (0, 0, 64)
@@ -244,6 +275,7 @@ QUESTIONS: tuple[Callable[[Setting], Iterator[dict[str, Any]]], ...] = (
     convolution,
     gather,
     block_sparse,
+    block_sparse_backward,
     launch,
     training,
 )

@@ -366,8 +366,8 @@ class RewiredModule(fx.GraphModule):
             if kwargs or not self.lowering.training or not self.lowering.takes_in_training(self, args) or _is_taken_apart():
                 return None
             program = self._training_program(args)
-            may = program is not None and not any(_has_hooks(one) for one in program.around) and program.stands(self)
-            return program.run if program is not None and may else None
+            may = program is not None and not any(_has_hooks(one) or _is_watched(one) for one in program.around)
+            return program.run if program is not None and may and program.stands(self) else None
         if not _may_be_lowered(self, (), args, kwargs):
             return None
         program = self._program(args, kwargs)
@@ -504,6 +504,11 @@ def _has_hooks(module: nn.Module) -> bool:
     """Say whether something is to be told when a module runs, or when gradients come back through it."""
     kinds = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
     return any(kinds)
+
+
+def _is_watched(module: nn.Module) -> bool:
+    """Say whether a masked layer is to tell the gradient of its product, which has one at masked places, too."""
+    return getattr(module, "watch", None) is not None
 
 
 def _shell(state: dict[str, Any]) -> nn.Module:

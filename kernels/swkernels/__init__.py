@@ -10,9 +10,11 @@ whose channels lie side by side: what a channels-last (N, C, H, W) tensor is aft
 and for training
 
     share(map)                                            a map that several read, its statistics taken once; and for each of these
-    trained_gather_mm(shared, taps, weight, ...)          gather_mm, differentiable, statistics of the batch among it; made of
+    trained_gather_mm(shared, taps, weight, ...)          gather_mm, differentiable, statistics of the batch among it
+    trained_block_sparse_conv2d(maps, taps, ...)          block_sparse_conv2d, differentiable; all made of
     statistics(map)                                       mean and variance of each channel, once for all that read it
     gather_mm_backward(grad, maps, taps, weight, ...)     the gradients of gather_mm, nothing saved but the maps
+    block_sparse_conv2d_backward(grad, map, taps, ...)    the gradients of block_sparse_conv2d, of live blocks alone
     centered(grad, map, ...)                              what comes back through a map's statistics, once for all its readers
 
 Each has a `*_reference` in plain torch, which differentiates and runs in float64. On a CPU the functions run the reference, except
@@ -21,14 +23,21 @@ where TRITON_INTERPRET=1 was set before torch or triton were imported: there the
 
 from swkernels.affine import Norm
 from swkernels.block_sparse import Cluster, Support, block_sparse_conv2d, block_sparse_conv2d_reference
+from swkernels.block_sparse_backward import (
+    BlockSparseGradients,
+    block_sparse_conv2d_backward,
+    block_sparse_conv2d_backward_reference,
+)
 from swkernels.gather import gather, gather_reference
 from swkernels.gather_mm import gather_mm, gather_mm_reference
 from swkernels.gather_mm_backward import Gradients, gather_mm_backward, gather_mm_backward_reference
 from swkernels.statistics import centered, centered_reference, statistics, statistics_reference
 from swkernels.taps import Taps
+from swkernels.trained_block_sparse import trained_block_sparse_conv2d
 from swkernels.training import Shared, share, trained_gather_mm
 
 __all__ = [
+    "BlockSparseGradients",
     "Cluster",
     "Gradients",
     "Norm",
@@ -36,6 +45,8 @@ __all__ = [
     "Support",
     "Taps",
     "block_sparse_conv2d",
+    "block_sparse_conv2d_backward",
+    "block_sparse_conv2d_backward_reference",
     "block_sparse_conv2d_reference",
     "centered",
     "centered_reference",
@@ -48,5 +59,6 @@ __all__ = [
     "share",
     "statistics",
     "statistics_reference",
+    "trained_block_sparse_conv2d",
     "trained_gather_mm",
 ]

@@ -14,6 +14,7 @@ import functools
 import math
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -69,6 +70,22 @@ class Support:
                 live[cluster.start : cluster.stop, start:stop] = True
         return live
 
+    def transposed(self, inputs: int) -> Support:
+        """Return which outputs read each of the inputs: clusters of inputs that the same outputs read.
+
+        >>> Support((Cluster(0, 16, ((0, 8), (24, 32))), Cluster(16, 32, ((4, 8),)))).transposed(32).clusters[:2]
+        (Cluster(start=0, stop=4, reads=((0, 16),)), Cluster(start=4, stop=8, reads=((0, 32),)))
+        """
+        borders = sorted({0, inputs, *(border for cluster in self.clusters for run in cluster.reads for border in run)})
+        turned: list[Cluster] = []
+        for low, high in pairwise(borders):
+            readers = [one for one in self.clusters if any(start <= low < stop for start, stop in one.reads)]
+            reads = _joined([(one.start, one.stop) for one in readers])
+            if turned and turned[-1].reads == reads:
+                low = turned.pop().start
+            turned.append(Cluster(low, high, reads))
+        return Support(tuple(turned))
+
     def flat(self) -> list[int]:
         """Return the clusters in one list, as operators take them: start, stop, count of runs, and the runs."""
         return [
@@ -89,8 +106,16 @@ class Support:
         return Support(tuple(clusters))
 
 
+def _joined(runs: Sequence[Run]) -> tuple[Run, ...]:
+    """Join runs where one goes on from the other."""
+    joined: list[Run] = []
+    for start, stop in runs:
+        joined.append((joined.pop()[0] if joined and joined[-1][1] == start else start, stop))
+    return tuple(joined)
+
+
 @functools.cache
-def _known(numbers: tuple[int, ...]) -> Support:
+def known_support(numbers: tuple[int, ...]) -> Support:
     """Return `Support.of_flat`, remembered: an operator gets the same numbers at every call."""
     return Support.of_flat(numbers)
 
@@ -140,8 +165,33 @@ def tiles_for(cluster: int, dtype: torch.dtype) -> Tiles:
 
 
 @dataclass(frozen=True)
-class _Tables:
-    """The kernel's lists: `tiles` (first output, end, first group, end) of each tile of columns; each group's input and channel."""
+class Listed:
+    """What clusters read, group by group: each group's first input, and its channel of the map; of each cluster, which groups."""
+
+    group: int
+    inputs: tuple[int, ...]
+    starts: tuple[int, ...]
+    spans: tuple[Run, ...]
+
+
+@functools.cache
+def listed(taps: Taps, support: Support) -> Listed:
+    """List what clusters read, in groups of as many neighbours as their borders allow."""
+    borders = (border for cluster in support.clusters for run in cluster.reads for border in run)
+    group = math.gcd(taps.group, *(border for border in borders if border != len(taps)))  # the kernels mask what is behind the last
+    starts = taps.starts_of(group)
+    inputs: list[int] = []
+    spans: list[Run] = []
+    for cluster in support.clusters:
+        first = len(inputs)
+        inputs += [place for start, stop in cluster.reads for place in range(start, stop, group)]
+        spans.append((first, len(inputs)))
+    return Listed(group, tuple(inputs), tuple(starts[k // group] for k in inputs), tuple(spans))
+
+
+@dataclass(frozen=True)
+class Tables:
+    """A kernel's lists: `tiles` (first output, end, first group, end) of each program; each group's input and channel."""
 
     tiles: Tensor
     inputs: Tensor
@@ -149,25 +199,24 @@ class _Tables:
     count: int
     group: int
 
+    @classmethod
+    def of(cls, listed: Listed, tiles: Sequence[tuple[int, int, int, int]], device: torch.device) -> Tables:
+        """Put lists on a device."""
+        numbers = (tiles, listed.inputs, listed.starts)
+        made, inputs, starts = (torch.tensor(one, dtype=torch.int32, device=device) for one in numbers)
+        return cls(made, inputs, starts, len(tiles), listed.group)
+
 
 @functools.cache
-def _tables(taps: Taps, support: Support, columns: int, device: torch.device) -> _Tables:
-    borders = (border for cluster in support.clusters for run in cluster.reads for border in run)
-    group = math.gcd(taps.group, *(border for border in borders if border != len(taps)))  # the kernel masks what is behind the last
-    starts = taps.starts_of(group)
-    inputs: list[int] = []
-    tiles: list[tuple[int, int, int, int]] = []
-    for cluster in support.clusters:
-        first = len(inputs)
-        inputs += [place for start, stop in cluster.reads for place in range(start, stop, group)]
-        tiles += [
-            (start, min(start + columns, cluster.stop), first, len(inputs)) for start in range(cluster.start, cluster.stop, columns)
-        ]
-
-    def on_device(numbers: object) -> Tensor:
-        return torch.tensor(numbers, dtype=torch.int32, device=device)
-
-    return _Tables(on_device(tiles), on_device(inputs), on_device([starts[k // group] for k in inputs]), len(tiles), group)
+def tables(taps: Taps, support: Support, columns: int, device: torch.device) -> Tables:
+    """Return the lists of a kernel whose programs make `columns` outputs of a cluster at a time."""
+    found = listed(taps, support)
+    tiles = [
+        (start, min(start + columns, cluster.stop), *span)
+        for cluster, span in zip(support.clusters, found.spans, strict=True)
+        for start in range(cluster.start, cluster.stop, columns)
+    ]
+    return Tables.of(found, tiles, device)
 
 
 @jit
@@ -222,6 +271,22 @@ def _block_sparse_conv2d(
     tl.store(out + row[:, None] * out_stride + column[None, :], total.to(out.dtype.element_ty), mask=mask)
 
 
+def check_convolved(
+    source: Tensor, taps: Taps, weight: Tensor, support: Support, stride: int, padding: int
+) -> tuple[int, int, int, int]:
+    """Return the shape of what a convolution makes, (N, H', W', O). Raise ValueError where its shapes do not fit."""
+    if source.dim() != 4 or weight.dim() != 4:
+        raise ValueError(f"source and weight have four axes; got shapes {tuple(source.shape)} and {tuple(weight.shape)}.")
+    count, high, wide, _ = weight.shape
+    check_made("weight", weight, (support.outputs, high, wide, len(taps)), source)
+    if any(stop > len(taps) for cluster in support.clusters for _, stop in cluster.reads):
+        raise ValueError(f"The support reads inputs beyond the {len(taps)} that the taps bring.")
+    height, width = ((have + 2 * padding - size) // stride + 1 for have, size in zip(source.shape[1:3], (high, wide), strict=True))
+    if min(height, width) < 1:
+        raise ValueError(f"A {high}x{wide} convolution with padding {padding} does not fit a map of {tuple(source.shape[1:3])}.")
+    return source.shape[0], height, width, count
+
+
 def block_sparse_conv2d(
     source: Tensor,
     taps: Taps,
@@ -259,17 +324,8 @@ def block_sparse_conv2d(
         ValueError: shapes that do not fit, or rows that lie at no one distance.
     """
     check_read([source], taps, norm, activation)
-    if source.dim() != 4 or weight.dim() != 4:
-        raise ValueError(f"source and weight have four axes; got shapes {tuple(source.shape)} and {tuple(weight.shape)}.")
-    count, high, wide, _ = weight.shape
-    check_made("weight", weight, (support.outputs, high, wide, len(taps)), source)
-    if any(stop > len(taps) for cluster in support.clusters for _, stop in cluster.reads):
-        raise ValueError(f"The support reads inputs beyond the {len(taps)} that the taps bring.")
-    check_behind(count, bias, out_norm, out_activation)
-    size = tuple((have + 2 * padding - kernel) // stride + 1 for have, kernel in zip(source.shape[1:3], (high, wide), strict=True))
-    if min(size) < 1:
-        raise ValueError(f"A {high}x{wide} convolution with padding {padding} does not fit a map of {tuple(source.shape[1:3])}.")
-    wanted = (source.shape[0], *size, count)
+    wanted = check_convolved(source, taps, weight, support, stride, padding)
+    check_behind(wanted[-1], bias, out_norm, out_activation)
     check_made("residual", residual, wanted, source)
     check_made("out", out, wanted, source)
     made = source.new_empty(wanted) if out is None else out
@@ -316,7 +372,7 @@ def _block_sparse_conv2d_into(
     out_activation: str,
     out: Tensor,
 ) -> None:
-    taps, support = known(tuple(runs)), _known(tuple(clusters))
+    taps, support = known(tuple(runs)), known_support(tuple(clusters))
     if not launch.on_kernels(source):
         norm = norm_of(mean, var, norm_weight, norm_bias, eps)
         out_norm = norm_of(out_mean, out_var, out_weight, out_bias, out_eps)
@@ -333,14 +389,14 @@ def _block_sparse_conv2d_into(
     _, height, width, _ = out.shape
     tiles = tiles_for(max(cluster.stop - cluster.start for cluster in support.clusters), source.dtype)
     high, wide, deep, warps, stages = astuple(tiles)
-    tables = _tables(taps, support, wide, source.device)
+    lists = tables(taps, support, wide, source.device)
     launch.run(
-        _block_sparse_conv2d, launch.ceil_div(len(into), high) * tables.count,
-        flat, tables.tiles, tables.inputs, tables.starts, mean, var, norm_weight, norm_bias, weight.contiguous(), bias,
+        _block_sparse_conv2d, launch.ceil_div(len(into), high) * lists.count,
+        flat, lists.tiles, lists.inputs, lists.starts, mean, var, norm_weight, norm_bias, weight.contiguous(), bias,
         out_mean, out_var, out_weight, out_bias, added, into,
-        len(into), tables.count, len(taps), width, height, source_width, source_height, padding,
+        len(into), lists.count, len(taps), width, height, source_width, source_height, padding,
         flat.stride(0), added.stride(0), into.stride(0), eps, out_eps,
-        GROUP=tables.group, NORM=mean is not None, WEIGHT=norm_weight is not None, BIAS=norm_bias is not None,
+        GROUP=lists.group, NORM=mean is not None, WEIGHT=norm_weight is not None, BIAS=norm_bias is not None,
         ACTIVATION=activation, HIGH=weight.shape[1], WIDE=weight.shape[2], STRIDE=stride,
         ADDS=bias is not None, OUT_NORM=out_mean is not None,
         OUT_WEIGHT=out_weight is not None, OUT_BIAS=out_bias is not None, RESIDUAL=residual is not None,

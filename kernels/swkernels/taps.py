@@ -86,6 +86,22 @@ class Taps:
         """Return what `flat` was taken from."""
         return Taps(tuple(zip(numbers[::3], numbers[1::3], numbers[2::3], strict=True)))
 
+    def within(self, reads: Sequence[tuple[int, int]]) -> tuple[Tap, ...]:
+        """Return the runs of maps in which runs [start, stop) of the inputs lie.
+
+        >>> Taps(((0, 32, 48), (1, 0, 8))).within(((4, 6), (14, 20)))
+        ((0, 36, 38), (0, 46, 48), (1, 0, 4))
+        """
+        found: list[Tap] = []
+        for low, high in reads:
+            place = 0
+            for source, start, stop in self.runs:
+                first, last = max(low, place), min(high, place + stop - start)
+                if first < last:
+                    found.append((source, start + first - place, start + last - place))
+                place += stop - start
+        return _joined(found)
+
     def take(self, sources: Sequence[Tensor]) -> Tensor:
         """Return the channels, side by side: maps (..., C) to (..., len(self)); one run is a view."""
         runs = [_channels(sources[source], start, stop) for source, start, stop in self.runs]

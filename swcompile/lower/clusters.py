@@ -10,7 +10,6 @@ Wiring "tile" makes such masks; those of wiring "kernel" differ from output to o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -50,20 +49,7 @@ def support_of(module: nn.Module | None) -> Support | None:
 
 def parts_of(support: Support, taps: Taps) -> tuple[Part, ...]:
     """Return the clusters of a layer whose inputs are taps of maps."""
-    return tuple((one.start, one.stop, one.reads, _within(taps, one.reads)) for one in support.clusters)
-
-
-def _within(taps: Taps, reads: Sequence[Run]) -> tuple[Tap, ...]:
-    """Return the runs of maps in which a cluster's inputs lie."""
-    found = []
-    for low, high in reads:
-        place = 0
-        for source, start, stop in taps.runs:
-            first, last = max(low, place), min(high, place + stop - start)
-            if first < last:
-                found.append((source, start + first - place, start + last - place))
-            place += stop - start
-    return Taps(tuple(found)).runs  # neighbours joined
+    return tuple((one.start, one.stop, one.reads, taps.within(one.reads)) for one in support.clusters)
 
 
 def _is_taken(module: Any) -> bool:

@@ -6,25 +6,18 @@
     b = conv2(a);  s2 = put(s1, b, 16, 1);  y = product(s2, (0, 0, 24), 1, (norm.running_mean, ...), "relu", conv3.weight, ...)
 
 Parameters and buffers are read by name as the graph runs, so the state dict is as it was, and what is trained or loaded counts.
-For training (`trained`), sites read the maps where they are. Statistics are taken once a map, for all that read it, and each site
-hands the maps on to the next one that reads them, so that backward their gradients are added up on the way (swkernels.training):
-
-    a = conv1(x);  a1 = shared(a, 1, ..)
-    b = conv2(a);  b1 = shared(b, 1, ..)
-    t = train((a1, b1), (0, 0, 16, 1, 0, 8), 1, norm, "relu", conv3.weight, ..);  y = relu(norm2(t[0]));  a2, b2 = t[1]
 """
 
 from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import fx, nn
 
-from swcompile.lower import run, run_clusters, run_training
+from swcompile.lower import run, run_clusters
 from swcompile.lower.clusters import padding_of, parts_of
 from swcompile.lower.costs import reads_apart
 from swcompile.lower.regions import Region, lay_out_regions
@@ -59,8 +52,8 @@ def lowered(graph: fx.Graph, root: nn.Module, forms: Mapping[Site, str]) -> tupl
     for site in apart:
         _emit_apart(made, site, copies, root, forms[site])
     drop_unread(made)
-    _lay_for_views(made, root)
-    _lay_for_callers(made, root)
+    lay_for_views(made, root)
+    lay_for_callers(made, root)
     bypassed = [node for site in sites for node in site.steps]
     for node in list(made.nodes):
         if node.target is run.put_by_kernel:
@@ -72,7 +65,7 @@ def lowered(graph: fx.Graph, root: nn.Module, forms: Mapping[Site, str]) -> tupl
 _VIEWS = ("view", "view_as", torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default)
 
 
-def _lay_for_views(made: fx.Graph, root: nn.Module) -> None:
+def lay_for_views(made: fx.Graph, root: nn.Module) -> None:
     """Lay values as views need them: sites, and so what is behind them, make channels-last maps. Others stay as they are.
 
     Modules and functions that are not torch's may take views, too.
@@ -85,7 +78,7 @@ def _lay_for_views(made: fx.Graph, root: nn.Module) -> None:
                     node.replace_input_with(value, made.call_method("contiguous", (value,)))
 
 
-def _lay_for_callers(made: fx.Graph, root: nn.Module) -> None:
+def lay_for_callers(made: fx.Graph, root: nn.Module) -> None:
     """Lay what the graph returns as torch's layers would: behind sites, maps are channels-last in any model."""
     *_, output = made.nodes
     inputs = [node for node in made.nodes if node.op == "placeholder"]
@@ -144,7 +137,7 @@ def _made_while_put(made: fx.Graph, put: fx.Node, root: nn.Module) -> Sequence[f
     if not passed:
         return ()
     with made.inserting_before(put):
-        how = (_norm(made, norm, root), _activation(activation, root), *((None, "max") if size is None else size.args[1:]))
+        how = (_norm(made, norm, root), named_activation(activation, root), *((None, "max") if size is None else size.args[1:]))
         put.replace_all_uses_with(made.call_function(run.put_made_by_kernel, (slab, value, start, axis, *how)))
     made.erase_node(put)
     for node in passed:
@@ -161,7 +154,7 @@ def _emit(made: fx.Graph, region: Region, copies: dict[fx.Node, fx.Node], root: 
     slabs: list[tuple[int, fx.Node]] = []
     for source, start in zip(region.maps, region.starts, strict=True):
         copy = copies[source]
-        behind = _behind_placeholders(made, copy)
+        behind = behind_placeholders(made, copy)
         if not slabs:
             with made.inserting_after(behind):
                 behind = slab = made.call_function(run.new_slab, (copy, region.width, region.axis))
@@ -175,7 +168,7 @@ def _emit(made: fx.Graph, region: Region, copies: dict[fx.Node, fx.Node], root: 
         slab = [node for place, node in slabs if place < order[last]][-1]
         with made.inserting_before(last):
             value = _value(made, site, slab, region.runs(site), root, forms[site])
-        _replace(site, value, copies)
+        replace_site(site, value, copies)
 
 
 def _emit_apart(made: fx.Graph, site: Site, copies: dict[fx.Node, fx.Node], root: nn.Module, form: str) -> None:
@@ -185,31 +178,31 @@ def _emit_apart(made: fx.Graph, site: Site, copies: dict[fx.Node, fx.Node], root
     with made.inserting_before(last):
         if form == "triton":
             maps = made.call_function(run.beside, maps, {"axis": site.axis})
-        value = _value(made, site, maps, _apart_runs(site), root, form)
-    _replace(site, value, copies)
+        value = _value(made, site, maps, apart_runs(site), root, form)
+    replace_site(site, value, copies)
 
 
-def _replace(site: Site, value: fx.Node, copies: dict[fx.Node, fx.Node]) -> None:
+def replace_site(site: Site, value: fx.Node, copies: dict[fx.Node, fx.Node]) -> None:
     """Let a value take the place of a site's last node, for what reads that and for sites that come later."""
     copies[site.last].replace_all_uses_with(value)
     copies[site.last] = value
 
 
-def _behind_placeholders(graph: fx.Graph, node: fx.Node) -> fx.Node:
+def behind_placeholders(graph: fx.Graph, node: fx.Node) -> fx.Node:
     """Return a node, or the last placeholder where it is one: these stay together at the head."""
     return [other for other in graph.nodes if other.op == "placeholder"][-1] if node.op == "placeholder" else node
 
 
 def _value(made: fx.Graph, site: Site, maps: Any, runs: tuple[int, ...], root: nn.Module, form: str) -> fx.Node:
     read_map, product, cluster_products = _TARGETS[form]
-    before = (_norm(made, site.norm, root), _activation(site.activation, root))
+    before = (_norm(made, site.norm, root), named_activation(site.activation, root))
     if site.layer is None:
         return made.call_function(read_map, (maps, runs, site.axis, *before))
     path = str(site.layer.target)
     layer: Any = root.get_submodule(path)
     weight = made.get_attr(f"{path}.weight")
     bias = None if layer.bias is None else made.get_attr(f"{path}.bias")
-    behind = (_norm(made, site.out_norm, root), _activation(site.out_activation, root))
+    behind = (_norm(made, site.out_norm, root), named_activation(site.out_activation, root))
     given = maps, runs, site.axis, *before, weight, bias, *behind
     if site.support is None:
         return made.call_function(product, given)
@@ -229,108 +222,10 @@ def _norm(made: fx.Graph, node: fx.Node | None, root: nn.Module) -> tuple[Any, .
     return (*(None if getattr(norm, name) is None else made.get_attr(f"{node.target}.{name}") for name in names), norm.eps)
 
 
-def _activation(node: fx.Node | None, root: nn.Module) -> str:
+def named_activation(node: fx.Node | None, root: nn.Module) -> str:
     return "none" if node is None else activation_of(node, root) or "none"
 
 
-_Map = tuple[fx.Node, int]
-"""A map and the axis of its channels."""
-
-
-def trained(graph: fx.Graph, root: nn.Module, sites: Sequence[Site], *, by_kernel: bool) -> tuple[fx.Graph | None, tuple[str, ...]]:
-    """Return a copy of a train-mode graph that keeps of its sites, for the backward pass, only the maps that they read.
-
-    Also the paths of the modules that it bypasses. None where no site can be trained so.
-    """
-    cut = [found for site in sites if (found := as_trained(site, root)) is not None]
-    if not cut:
-        return None, ()
-    copies: dict[fx.Node, fx.Node] = {}
-    made = fx.Graph()
-    made.output(made.graph_copy(graph, copies))
-    readers: dict[_Map, list[fx.Node | None]] = {}
-    for site in cut:
-        for source in site.sources:
-            readers.setdefault((source, site.axis), []).append(site.norm)
-    maps: dict[_Map, fx.Node] = {}
-    over: dict[tuple[_Map, Any], fx.Node] = {}
-    for (source, axis), norms in readers.items():
-        with made.inserting_after(_behind_placeholders(made, copies[source])):
-            given = copies[source], axis, any(norm is not None for norm in norms), by_kernel
-            shared = maps[source, axis] = made.call_function(run_training.shared, given)
-        for group, together in _over_processes(norms, root).items():
-            with made.inserting_before(shared.next):
-                over[(source, axis), group] = made.call_function(
-                    run_training.synchronised, (shared, tuple(map(made.get_attr, together)))
-                )
-    order = {node: number for number, node in enumerate(graph.nodes)}
-    for site in sorted(cut, key=lambda site: order[site.last]):  # each hands the maps on to the next
-        _emit_trained(made, site, maps, over, copies, root, by_kernel)
-    drop_unread(made)
-    _lay_for_views(made, root)
-    _lay_for_callers(made, root)
-    made.lint()
-    bypassed = (node for site in cut for node in site.steps if node.op == "call_module")
-    return made, tuple(dict.fromkeys(str(node.target) for node in bypassed))
-
-
-def as_trained(site: Site, root: nn.Module) -> Site | None:
-    """Return what of a site is lowered for training: nothing behind a product, which is read by itself, and no clusters.
-
-    None where that is nothing.
-    """
-    cut = replace(site, out_norm=None, out_activation=None)
-    if site.support is not None:
-        cut = replace(cut, layer=None, support=None, activation=site.activation if site.norm is not None else None)
-    return cut if cut.steps else None
-
-
-def _over_processes(norms: Sequence[fx.Node | None], root: nn.Module) -> dict[int, list[str]]:
-    """Return the paths of the norms that take their statistics over processes, by the group of these."""
-    found: dict[int, list[str]] = {}
-    for path in dict.fromkeys(str(norm.target) for norm in norms if norm is not None):
-        norm = root.get_submodule(path)
-        if type(norm) is nn.SyncBatchNorm:
-            found.setdefault(id(norm.process_group), []).append(path)
-    return found
-
-
-def _emit_trained(
-    made: fx.Graph,
-    site: Site,
-    maps: dict[_Map, fx.Node],
-    over: Mapping[tuple[_Map, Any], fx.Node],
-    copies: dict[fx.Node, fx.Node],
-    root: nn.Module,
-    by_kernel: bool,
-) -> None:
-    """Replace a site by one that trains, and let the next ones take their maps from there."""
-    read = [(source, site.axis) for source in site.sources]
-    layer = None if site.layer is None else str(site.layer.target)
-    with made.inserting_before(copies[site.last]):
-        norm = None if site.norm is None else made.get_attr(str(site.norm.target))
-        weight = None if layer is None else made.get_attr(f"{layer}.weight")
-        bias = None if layer is None or root.get_submodule(layer).bias is None else made.get_attr(f"{layer}.bias")
-        activation = _activation(site.activation, root)
-        group = next(iter(_over_processes([site.norm], root)), None)
-        statistics = tuple(over[key, group] for key in read) if group is not None else ()
-        given = (
-            tuple(maps[key] for key in read),
-            statistics,
-            _apart_runs(site),
-            site.axis,
-            norm,
-            activation,
-            weight,
-            bias,
-            by_kernel,
-        )
-        done = made.call_function(run_training.train, given)
-        value, handed_on = (made.call_function(operator.getitem, (done, place)) for place in (0, 1))
-        maps.update((key, made.call_function(operator.getitem, (handed_on, place))) for place, key in enumerate(read))
-    _replace(site, value, copies)
-
-
-def _apart_runs(site: Site) -> tuple[int, ...]:
+def apart_runs(site: Site) -> tuple[int, ...]:
     """Return what a site reads of its sources, as swkernels.Taps.flat has it."""
     return tuple(number for piece in site.pieces for number in (site.sources.index(piece.source), piece.start, piece.stop))

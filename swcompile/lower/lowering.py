@@ -15,7 +15,8 @@ from torch.utils._python_dispatch import _disable_current_modes
 from swcompile.choices import Choice, Choices
 from swcompile.errors import SwnetError
 from swcompile.lower.costs import WORTH_IT, WORTH_IT_ELSEWHERE, Chosen, choose, name_of
-from swcompile.lower.emit import as_trained, lowered, name_of_shown_weight, trained
+from swcompile.lower.emit import lowered, name_of_shown_weight
+from swcompile.lower.emit_training import as_trained, trained
 from swcompile.lower.rates import Rates, device_name, known
 from swcompile.lower.run import is_channels_last
 from swcompile.lower.sites import Site, find_sites, left_alone
@@ -92,9 +93,12 @@ class Lowering:
         if not sites:
             why = left_alone(graph, shell, graph) or "no layer reads a concat of feature maps along its channels"
             return Lowered(None, (), Choices(call, why, ()))
-        cut = {site: as_trained(site, shell) if in_training else site for site in sites}
-        chosen, why = self._chosen(graph, [one for one in cut.values() if one is not None], weight, arguments, in_training)
-        forms = {site: chosen.forms[one] for site, one in cut.items() if one is not None}
+        parts = {site: as_trained(site, shell) if in_training else (site,) for site in sites}
+        every = [part for found in parts.values() for part in found]
+        chosen, why = self._chosen(graph, every, weight, arguments, in_training)
+        by_part = dict(zip(every, chosen.choices, strict=True))
+        choices = {site: _joined(site, [by_part[part] for part in found]) for site, found in parts.items()}
+        forms = {site: choice.form for site, choice in choices.items()}
         if in_training:
             taken = [site for site, form in forms.items() if form != "plain"]
             made, bypassed = trained(graph, shell, taken, by_kernel="triton" in forms.values())
@@ -104,11 +108,8 @@ class Lowering:
         if fault is None and made is not None and self.backend == "triton" and not in_training:
             fault = left_alone(graph, shell, made)
         if fault is not None:
-            return Lowered(None, (), Choices(call, fault, tuple(Choice(name_of(site), "plain") for site in sites)))
-        choices = dict(zip(forms, chosen.choices, strict=True))
-        return Lowered(
-            made, bypassed, Choices(call, why, tuple(choices.get(site, Choice(name_of(site), "plain")) for site in sites))
-        )
+            return Lowered(None, (), Choices(call, fault, tuple(Choice(choice.layer, "plain") for choice in choices.values())))
+        return Lowered(made, bypassed, Choices(call, why, tuple(choices.values())))
 
     def _chosen(
         self, graph: fx.Graph, sites: Sequence[Site], weight: Tensor | None, arguments: Sequence[Any] | None, in_training: bool
@@ -143,6 +144,19 @@ class Lowering:
     def takes_in_training(self, module: nn.Module, arguments: Sequence[Any]) -> bool:
         """Say whether the program for train mode was made for such arguments."""
         return all(_is_plain(value) for value in arguments) and self.is_like_example(module, arguments)
+
+
+def _joined(site: Site, parts: Sequence[Choice]) -> Choice:
+    """Return what was chosen for a site of its parts: plain where one of them is, or there is none."""
+    forms = {part.form for part in parts} or {"plain"}
+    form = "plain" if "plain" in forms else forms.pop()
+    before, after = ([part.plain_seconds for part in parts], [part.seconds for part in parts])
+    return Choice(name_of(site), form, _sum(before), _sum(before if form == "plain" else after))
+
+
+def _sum(seconds: Sequence[float | None]) -> float | None:
+    known = [one for one in seconds if one is not None]
+    return sum(known) if known and len(known) == len(seconds) else None
 
 
 def _fault(graph: fx.Graph, shell: nn.Module, example: Example, autocast: Autocast | None) -> str | None:

@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from swcompile.lower.clusters import Part, Run
 from swcompile.lower.run import activated, channels_back, folded, normed
-from swkernels import Support, Taps, block_sparse_conv2d, block_sparse_conv2d_reference
+from swkernels import Support, Taps, block_sparse_conv2d, block_sparse_conv2d_reference, trained_block_sparse_conv2d
 from swkernels.affine import ACTIVATIONS, NormParts, norm_of
 from swkernels.checks import DTYPES
 
@@ -99,6 +99,47 @@ def cluster_products_by_kernel(
         out_activation=out_activation,
     )
     return channels_back(y if plane else y.view(*slab.shape[:-1], -1), axis)
+
+
+def train_clusters(
+    maps: Sequence[Tensor],
+    runs: Sequence[int],
+    axis: int,
+    weight: Tensor,
+    bias: Tensor | None,
+    clusters: Sequence[int],
+    stride: int,
+    padding: int,
+    by_kernel: bool,
+) -> Tensor:
+    """Do what a masked layer does in train mode, over what is live alone, and keep for the backward pass only the maps.
+
+    Maps are as swcompile.lower.run_training.in_rows returns them. The weight and bias are cast to their type, as autocast does.
+    """
+    planes = maps if weight.dim() == 4 else _planes(maps)
+    filters = weight.permute(0, 2, 3, 1) if weight.dim() == 4 else weight.flatten(1)[:, None, None]
+    dtype = maps[0].dtype
+    made = trained_block_sparse_conv2d(
+        planes,
+        Taps.of_flat(runs),
+        filters.to(dtype),
+        Support.of_flat(clusters),
+        stride=stride,
+        padding=padding,
+        bias=None if bias is None else bias.to(dtype),
+        by_kernel=by_kernel,
+    )
+    return channels_back(made if weight.dim() == 4 else made.view(*maps[0].shape[:-1], -1), axis)
+
+
+def _planes(maps: Sequence[Tensor]) -> list[Tensor]:
+    """Return maps (..., channels) as (1, 1, pixels, channels), whose rows torch multiplies as they lie.
+
+    Maps (N, *spatial, channels) that lie channels first go to (N, 1, pixels, channels) instead, where no pixel is moved.
+    """
+    if maps[0].dim() > 2 and maps[0].stride(-1) != 1:
+        return [x.movedim(-1, 1).flatten(2).movedim(1, -1)[:, None] for x in maps]
+    return [x.reshape(1, 1, -1, x.shape[-1]) for x in maps]
 
 
 def _joined(maps: Sequence[Tensor], taps: Sequence[tuple[int, int, int]], axis: int) -> Tensor:

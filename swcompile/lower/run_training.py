@@ -16,10 +16,14 @@ from swcompile.lower.run import beside, channels_back, channels_last
 from swkernels import Norm, Shared, Taps, share, trained_gather_mm
 
 
+def in_rows(x: Tensor, axis: int, by_kernel: bool) -> Tensor:
+    """Return a map with its channels last; for kernels, copied where it does not lie as they read it."""
+    return beside(x, axis=axis)[0] if by_kernel else channels_last(x, axis)
+
+
 def shared(x: Tensor, axis: int, moments: bool, by_kernel: bool) -> Shared:
-    """Return a map with its channels last, for all that read it. For kernels it is copied where it does not lie as they read it."""
-    lying = beside(x, axis=axis)[0] if by_kernel else channels_last(x, axis)
-    return share(lying, moments=moments, by_kernel=by_kernel)
+    """Return a map with its channels last, for all that read it through a norm or a product."""
+    return share(in_rows(x, axis, by_kernel), moments=moments, by_kernel=by_kernel)
 
 
 Moments = tuple[Tensor, Tensor | None]

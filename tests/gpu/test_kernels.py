@@ -21,6 +21,8 @@ from swkernels import (
     Support,
     Taps,
     block_sparse_conv2d,
+    block_sparse_conv2d_backward,
+    block_sparse_conv2d_backward_reference,
     block_sparse_conv2d_reference,
     centered,
     centered_reference,
@@ -114,6 +116,24 @@ def test_block_sparse_conv2d(width: int, kernel: int, dtype: torch.dtype) -> Non
         function(source, taps, weight, support, **options) for function in (block_sparse_conv2d, block_sparse_conv2d_reference)
     )
     check(found, plain, exact)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("kernel", "stride"), [(1, 1), (1, 2), (3, 1), (3, 2)])
+@pytest.mark.parametrize("width", [16, 64, 128])
+def test_block_sparse_conv2d_backward(width: int, kernel: int, stride: int, dtype: torch.dtype) -> None:
+    taps, source = Taps.of((64, 192), (0, 64)), torch.randn(16, 13, 11, 200, device="cuda", dtype=dtype)
+    support = Support((Cluster(0, width, ((0, 32), (96, 128))), Cluster(width, 2 * width, ((32, 192),))))
+    weight = (torch.randn(2 * width, kernel, kernel, 192, device="cuda") / (kernel * 10)).to(dtype)
+    options = {"stride": stride, "padding": kernel // 2}
+    grad = torch.randn_like(block_sparse_conv2d_reference(source, taps, weight, support, **options))
+    given = source, taps, weight, support
+    exact = block_sparse_conv2d_backward_reference(wide(grad), wide(source), taps, wide(weight), support, **options)
+    plain = block_sparse_conv2d_backward_reference(grad, *given, **options)
+    found, again = (block_sparse_conv2d_backward(grad, *given, **options) for _ in range(2))
+    for one, other, torchs, true in zip(found, again, plain, exact, strict=True):
+        assert torch.equal(one, other)
+        check(one, torchs, true)
 
 
 def test_offsets_beyond_32_bits() -> None:
@@ -231,7 +251,16 @@ def test_the_networks_of_the_benchmark_run_in_graphs_in_all_forms() -> None:
     assert all(row["peak_memory"] > 0 for row in rows)
 
 
-@pytest.mark.parametrize("question", [calibration.strided, calibration.gather, calibration.block_sparse, calibration.launch])
+@pytest.mark.parametrize(
+    "question",
+    [
+        calibration.strided,
+        calibration.gather,
+        calibration.block_sparse,
+        calibration.block_sparse_backward,
+        calibration.launch,
+    ],
+)
 def test_the_questions_of_the_calibration_are_answered(question: Any) -> None:
     gather(torch.randn(*ROWS, 64, device="cuda"), Taps.of((0, 8)))  # one question asks torch alone
     rows = calibration.answered(question, calibration.Setting(torch.device("cuda"), torch.bfloat16, 8, 0.01))

@@ -29,7 +29,9 @@ from swkernels import (
     Support,
     Taps,
     block_sparse,
+    block_sparse_backward,
     block_sparse_conv2d,
+    block_sparse_conv2d_backward,
     centered,
     gather,
     gather_mm,
@@ -185,6 +187,20 @@ def convolution(tiles: Tiles, dtype: torch.dtype, kernel: int) -> Callable[[], o
     return call
 
 
+def convolution_backward(tiles: Tiles, what: str, dtype: torch.dtype, kernel: int, stride: int) -> Callable[[], object]:
+    """Return a call of block_sparse_conv2d_backward that runs the given tiles for one of its two kernels."""
+    source, taps = torch.zeros(2, 8, 8, 256, dtype=dtype), Taps.of((128, 256), (0, 128))
+    support = Support((Cluster(0, 64, ((0, 64),)), Cluster(64, 128, ((64, 128), (192, 256)))))
+    weight, side = torch.zeros(128, kernel, kernel, 256, dtype=dtype), 8 // stride
+
+    def call() -> object:
+        with mock.patch.object(block_sparse_backward, what, return_value=tiles):
+            grad = torch.zeros(2, side, side, 128, dtype=dtype)
+            return block_sparse_conv2d_backward(grad, source, taps, weight, support, stride=stride, padding=kernel // 2)
+
+    return call
+
+
 def backward(dtype: torch.dtype, adds: bool) -> Callable[[], object]:
     """Return a call of gather_mm_backward, which launches two kernels last."""
     source, taps = torch.zeros(64, 256, dtype=dtype), Taps.of((128, 256), (0, 64))
@@ -213,6 +229,7 @@ def cases() -> Iterator[tuple[str, Callable[[], object], int]]:
         for kernel in (1, 3):
             dtype = torch.float32 if name == "float32" else torch.bfloat16
             yield f"block_sparse_conv2d {kernel}x{kernel} {name} {TYPES[dtype]}", convolution(tiles, dtype, kernel), -1
+    yield from block_sparse_backward_cases()
     for dtype in (torch.float32, torch.float16, torch.bfloat16):
         source, taps = torch.zeros(2, 8, 8, 256, dtype=dtype), Taps.of((128, 256), (0, 64))
         yield f"gather {TYPES[dtype]}", lambda s=source, t=taps: gather(s, t, norm=norm(192), activation="relu"), -1
@@ -224,6 +241,18 @@ def cases() -> Iterator[tuple[str, Callable[[], object], int]]:
         of = torch.zeros(64, 256, dtype=dtype)
         yield f"statistics {TYPES[dtype]}", lambda x=of: statistics(x), 0
         yield f"centered {TYPES[dtype]}", lambda x=of: centered(x, x, *torch.zeros(3, 256)), 0
+
+
+def block_sparse_backward_cases() -> Iterator[tuple[str, Callable[[], object], int]]:
+    """Yield the configurations of what comes back through block_sparse_conv2d: to its map, and to its weight."""
+    shipped = {"data_tiles_for": block_sparse_backward.SHIPPED_DATA, "tiles_for": block_sparse_backward.SHIPPED}
+    for which, (what, tiles_by_name) in enumerate(shipped.items()):
+        for name, tiles in tiles_by_name.items():
+            dtype = torch.float32 if name == "float32" else torch.bfloat16
+            for kernel, stride in ((1, 1), (3, 1), (3, 2)):
+                told = f"{'weight' if which else 'data'} {kernel}x{kernel} by {stride} {name} {TYPES[dtype]}"
+                call = convolution_backward(tiles, what, dtype, kernel, stride)
+                yield f"block_sparse_conv2d_backward {told}", call, which
 
 
 def main() -> None:

@@ -68,13 +68,7 @@ def test_every_configuration(name: str, dtype: torch.dtype, monkeypatch: pytest.
 @given(st.data())
 def test_any_shape(data: st.DataObject) -> None:
     batch, height, width, inputs = (data.draw(st.integers(least, most)) for least, most in ((1, 2), (1, 6), (1, 6), (1, 40)))
-    borders = sorted(data.draw(st.sets(st.integers(1, 40), min_size=1, max_size=4)))
-    runs = st.tuples(st.integers(0, inputs - 1), st.integers(1, inputs)).map(lambda run: (run[0], min(run[0] + run[1], inputs)))
-    clusters = [
-        Cluster(start, stop, tuple(sorted(_apart(data.draw(st.lists(runs, max_size=3))))))
-        for start, stop in zip([0, *borders], borders, strict=False)
-    ]
-    support, start = Support(tuple(clusters)), data.draw(st.integers(0, 5))
+    support, start = drawn_support(data, inputs), data.draw(st.integers(0, 5))
     taps = Taps.of((start, start + inputs))
     kernel, stride = data.draw(st.sampled_from([1, 2, 3])), data.draw(st.sampled_from([1, 2]))
     padding = data.draw(st.integers(max(0, kernel - min(height, width)), 2))
@@ -85,6 +79,18 @@ def test_any_shape(data: st.DataObject) -> None:
         found = block_sparse_conv2d(source, taps, of, support, **options)
     assert close(found, block_sparse_conv2d_reference(source, taps, of, support, **options))
     assert not watch.faults
+
+
+def drawn_support(data: st.DataObject, inputs: int) -> Support:
+    """Draw a support of up to 40 outputs, in which some may read nothing."""
+    borders = sorted(data.draw(st.sets(st.integers(1, 40), min_size=1, max_size=4)))
+    runs = st.tuples(st.integers(0, inputs - 1), st.integers(1, inputs)).map(lambda run: (run[0], min(run[0] + run[1], inputs)))
+    return Support(
+        tuple(
+            Cluster(start, stop, tuple(sorted(_apart(data.draw(st.lists(runs, max_size=3))))))
+            for start, stop in zip([0, *borders], borders, strict=False)
+        )
+    )
 
 
 def _apart(runs: list[tuple[int, int]]) -> list[tuple[int, int]]:

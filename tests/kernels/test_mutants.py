@@ -20,6 +20,7 @@ from swkernels import (
     Norm,
     Support,
     Taps,
+    block_sparse_conv2d_backward_reference,
     block_sparse_conv2d_reference,
     centered_reference,
     gather_mm_backward_reference,
@@ -88,6 +89,21 @@ def convolves(module: Any) -> bool:
     return close(found, block_sparse_conv2d_reference(source, TAPS, weight, SUPPORT, **options)) and not watch.faults
 
 
+def convolves_back(module: Any) -> bool:
+    """Check both gradients, with a stride and without, with more pixels than a program of the weight's takes."""
+    module.LEAST_ROWS = 32
+    support = Support((Cluster(0, 20, ((0, 12), (20, 29))), Cluster(20, 23, ((4, 20),))))
+    source = only_read(torch.randn(2, 7, 9, 64), TAPS)
+    weight = torch.where(support.mask(29)[:, None, None, :], torch.randn(23, 3, 3, 29), float("nan"))
+    with watched() as watch:
+        for grad, options in (torch.randn(2, 4, 5, 23), {"stride": 2, "padding": 1}), (torch.randn(2, 5, 7, 23), {}):
+            expected = block_sparse_conv2d_backward_reference(grad, source, TAPS, weight, support, **options)
+            found = module.block_sparse_conv2d_backward(grad, source, TAPS, weight, support, **options)
+            if not all(close(one, other, 32) for one, other in zip(found, expected, strict=True)):
+                return False
+    return not watch.faults
+
+
 def comes_back(module: Any) -> bool:
     """Check the gradients, with one of the map coming in, and with more rows than a program of the weight's takes."""
     module.LEAST_ROWS = 32
@@ -114,6 +130,7 @@ CHECKS: dict[str, Callable[[Any], bool]] = {
     "gather": gathers,
     "gather_mm": multiplies,
     "block_sparse": convolves,
+    "block_sparse_backward": convolves_back,
     "gather_mm_backward": comes_back,
     "statistics": summarises,
 }
@@ -137,6 +154,24 @@ MUTATIONS = [
     ("block_sparse", "in_rows, in_columns = row < pixels, column < end", "in_rows, in_columns = row < pixels, column <= end"),
     ("block_sparse", "if border != len(taps)", "if False"),
     ("block_sparse", "first = len(inputs)", "first = 0"),
+    ("block_sparse_backward", "in_rows = (row < pixels) & (y < source_height)", "in_rows = (row < pixels)"),
+    ("block_sparse_backward", "in_rows = (row < pixels) & (y", "in_rows = (row <= pixels) & (y"),
+    ("block_sparse_backward", "& (beside >= 0) ", ""),
+    ("block_sparse_backward", "(above < height) & ", ""),
+    ("block_sparse_backward", "(down + padding) % STRIDE", "down % STRIDE"),
+    ("block_sparse_backward", "left + j * STRIDE", "left + j"),
+    ("block_sparse_backward", "tl.cdiv(WIDE - left, STRIDE)", "tl.cdiv(WIDE, STRIDE)"),
+    ("block_sparse_backward", "live = group < last", "live = group <= last"),
+    ("block_sparse_backward", "live = group < tl.load(tile + 3)", "live = group <= tl.load(tile + 3)"),
+    ("block_sparse_backward", "there = live & (output < made)", "there = live"),
+    ("block_sparse_backward", "read = live & (channel < channels)", "read = live"),
+    ("block_sparse_backward", "in_columns = (column // COLUMN_GROUP < end) &", "in_columns = (column // COLUMN_GROUP <= end) &"),
+    ("block_sparse_backward", "(output // COLUMN_GROUP < tl.cdiv(", "(output // COLUMN_GROUP <= tl.cdiv("),
+    ("block_sparse_backward", "there = row < pixels", "there = row <= pixels"),
+    ("block_sparse_backward", "part.to(tl.int64) * share", "part.to(tl.int64) * (share - 1)"),
+    ("block_sparse_backward", "(part * outputs + output[None, :])", "output[None, :]"),
+    ("block_sparse_backward", "tap % WIDE - padding", "tap % WIDE"),
+    ("block_sparse_backward", "grad.new_zeros((parts", "grad.new_empty((parts"),
     ("gather_mm_backward", "in_rows, live = row < height, channel < channels", "in_rows, live = row <= height, channel < channels"),
     ("gather_mm_backward", "in_rows, live = row < height, channel < channels", "in_rows, live = row < height, channel <= channels"),
     ("gather_mm_backward", "made = output < outputs\n", "made = output <= outputs\n"),

@@ -8,7 +8,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from swkernels import Cluster, Support, Taps, block_sparse_conv2d, centered, gather, gather_mm, gather_mm_backward, statistics
+from swkernels import (
+    Cluster,
+    Support,
+    Taps,
+    block_sparse_conv2d,
+    block_sparse_conv2d_backward,
+    centered,
+    gather,
+    gather_mm,
+    gather_mm_backward,
+    statistics,
+)
 from tests.kernels.cases import norm
 
 TAPS = Taps.of((16, 32), (0, 8))
@@ -45,7 +56,19 @@ def _backward(x: Tensor) -> Tensor:
     return centered(found.source, x, mean, var, mean) + sums
 
 
-CALLS = {"gather": _gather, "gather_mm": _gather_mm, "block_sparse": _block_sparse, "slab": _into_a_slab, "backward": _backward}
+def _block_sparse_backward(x: Tensor) -> Tensor:
+    found = block_sparse_conv2d_backward(x[..., 8:24].contiguous(), x, TAPS, FILTERS, SUPPORT, padding=1)
+    return found.source + found.weight.sum((0, 1, 2))
+
+
+CALLS = {
+    "gather": _gather,
+    "gather_mm": _gather_mm,
+    "block_sparse": _block_sparse,
+    "slab": _into_a_slab,
+    "backward": _backward,
+    "block_sparse_backward": _block_sparse_backward,
+}
 Call = Callable[[Tensor], Tensor]
 
 
@@ -105,6 +128,8 @@ def test_torch_finds_nothing_wrong_with_the_operators() -> None:
     torch.library.opcheck(operators.centered, (x, x, *torch.zeros(3, 32)))
     more = (SUPPORT.flat(), 1, 1, None, *none, None, "none", out)
     torch.library.opcheck(operators.block_sparse_conv2d_into, (x, run, *NORM, "relu", FILTERS, *more))
+    back = (out, x, run, FILTERS, SUPPORT.flat(), 1, 1, torch.zeros(1, 4, 4, 24))
+    torch.library.opcheck(operators.block_sparse_conv2d_backward_into, back)
 
 
 def test_bfloat16_on_a_cpu_runs_the_reference(launched: list[str]) -> None:

@@ -18,7 +18,7 @@ from swcompile.api import record
 from swcompile.lower import run_clusters
 from swcompile.lower.clusters import support_of
 from swcompile.lower.lowering import Lowering
-from swcompile.modules import MASKED, TRAINING, MaskedConv2d, MaskedLinear, RewiredModule
+from swcompile.modules import MASKED, MaskedConv2d, MaskedLinear, RewiredModule
 from swkernels import Cluster, Support
 from tests.lower.test_lower import targets, used
 from tests.zoo import densenet
@@ -55,11 +55,13 @@ class Reads(nn.Module):
         return self.behind(self.layer(self.before(torch.cat([a, b], self.axis)))), torch.relu(b)
 
 
-def lower_with(layer: nn.Module, model: Reads, maps: tuple[Tensor, ...], backend: str) -> tuple[RewiredModule, RewiredModule]:
-    """Return a model with a masked layer in place of its own, which transform alone may make, as it is and lowered."""
+def lower_with(
+    layer: nn.Module, model: Reads, maps: tuple[Tensor, ...], backend: str, *, training: bool = False
+) -> tuple[RewiredModule, RewiredModule]:
+    """Return a model with a masked layer in place of its own, which transform alone may make; in eval mode, plain and lowered."""
     rewired = swnet.transform(model, maps, p=0.0).eval()
     rewired.set_submodule("layer", layer.eval())
-    return rewired, rewired.with_lowering(Lowering(backend, record(rewired).example))
+    return rewired, rewired.with_lowering(Lowering(backend, record(rewired).example, training))
 
 
 def norms(channels: int, rank: int) -> nn.Module:
@@ -127,9 +129,8 @@ KINDS: dict[str, tuple[type[nn.Module], tuple[int, ...], dict[str, Any], tuple[i
 }
 
 
-@settings(max_examples=25, deadline=None)
-@given(st.data())
-def check(backend: str, name: str, data: st.DataObject) -> None:
+def drawn(name: str, data: st.DataObject) -> tuple[Any, Reads, tuple[Tensor, ...]]:
+    """Draw a masked layer of a kind, a model for it, and two maps that this reads."""
     kind, size, options, around = KINDS[name]
     inputs = data.draw(st.integers(2, 40))
     ends = sorted(data.draw(st.sets(st.integers(4, 40), min_size=1, max_size=4)))
@@ -150,7 +151,14 @@ def check(backend: str, name: str, data: st.DataObject) -> None:
     model = Reads(plain, nn.Sequential(*before), nn.Sequential(*behind), axis, (skipped, cut)).double().eval()
     shapes = [(*around, width) if axis == -1 else (around[0], width, *around[1:]) for width in (skipped + cut, inputs - cut)]
     maps = tuple(torch.randn(*shape).double() for shape in shapes)
-    rewired, lowered = lower_with(layer.double(), model, maps, backend)
+    return layer.double(), model, maps
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.data())
+def check(backend: str, name: str, data: st.DataObject) -> None:
+    layer, model, maps = drawn(name, data)
+    rewired, lowered = lower_with(layer, model, maps, backend)
     with torch.no_grad():
         if support_of(layer) is not None:  # None where all of it is live
             assert targets(lowered).count(BY[backend]) == 1
@@ -226,20 +234,6 @@ def test_under_autocast(backend: str, dtype: torch.dtype, launched: list[str]) -
 def test_kernels_own_masks_are_left_to_the_dense_layer() -> None:
     rewired = swnet.transform(used(seeded(resnet20, 0), X), X, p=0.3, wiring="kernel").eval()
     assert run_clusters.cluster_products not in targets(swnet.lower(rewired, backend="torch"))
-
-
-def test_train_mode_runs_the_masked_layers_behind_its_norms() -> None:
-    rewired = tiled(seeded(densenet, 0)).double()
-    lowered = swnet.lower(rewired, backend="torch", training=True).train()
-    for module in (*lowered.modules(), *rewired.train().modules()):
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0  # it draws by the layout of a map
-    torch.testing.assert_close(lowered(X.double()), rewired(X.double()), rtol=1e-9, atol=1e-9)
-    program = lowered._programs[TRAINING].lowered
-    assert program.graph is not None
-    called = [node for node in program.graph.nodes if node.op == "call_module"]
-    assert sum(support_of(lowered.get_submodule(str(node.target))) is not None for node in called) > 7
-    assert "17 left alone, 10 by torch" in str(program.choices)
 
 
 # --- masks that change -------------------------------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ from benchmarks.models import densenet, seeded
 from swcompile.errors import SwnetError
 from swcompile.lower import calibrate, costs, lowering, operations, rates, run, run_training
 from swcompile.lower import training_operations as steps
-from swcompile.lower.emit import as_trained
+from swcompile.lower.emit_training import as_trained
 from swcompile.lower.gpus import GPU
 from swcompile.lower.rates import Rates, Timing, Timings, flops, moved
 from swcompile.lower.regions import lay_out_regions
@@ -449,7 +449,7 @@ def test_calibration_times_all_that_a_choice_asks_for(monkeypatch: pytest.Monkey
     graph, root = _shaped(used(bottlenecked(), X))
     chosen = costs.choose(graph, find_sites(graph, root), found, "first")
     assert all(one.plain_seconds is not None and one.plain_seconds > 0 for one in chosen.choices)
-    sites = tuple(one for site in find_sites(graph, root) if (one := as_trained(site, root)) is not None)
+    sites = [part for site in find_sites(graph, root) for part in as_trained(site, root)]
     trained = choose_training(graph, sites, found, "first")
     assert len(trained.choices) == 10
     assert all(one.plain_seconds is not None and one.seconds is not None and one.seconds > 0 for one in trained.choices)

@@ -84,21 +84,25 @@ def test_ten_steps_of_a_dense_net_end_where_they_did() -> None:
     """And of a rewired ResNet, whose gathers end in 3x3 convolutions and are left alone."""
     rewired = swnet.transform(seeded(resnet20, 0), torch.zeros(1, 3, 16, 16), p=0.3)
     for model, does in ((seeded(densenet, 0), True), (rewired, False)):
-        plain = copy.deepcopy(model).double().train()
         ours = in_training(model, torch.zeros(2, 3, 16, 16)).double()
         assert bool(runs_lowered(ours)) == does
-        arms = [(one, torch.optim.SGD(one.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4)) for one in (plain, ours)]
-        generator = torch.Generator().manual_seed(3)
-        for _ in range(10):
-            x, labels = torch.randn(4, 3, 16, 16, generator=generator).double(), torch.randint(0, 10, (4,), generator=generator)
-            for one, optimizer in arms:
-                optimizer.zero_grad()
-                functional.cross_entropy(one(x), labels).backward()
-                optimizer.step()
-        found = ours.state_dict()
-        assert list(found) == list(plain.state_dict())
-        for key, value in plain.state_dict().items():
-            torch.testing.assert_close(found[key], value, rtol=1e-9, atol=1e-9)
+        end_alike(ours, copy.deepcopy(model).double())
+
+
+def end_alike(ours: nn.Module, model: nn.Module, steps: int = 10) -> None:
+    """Train two models on the same images, and compare their parameters and buffers."""
+    arms = [(one.train(), torch.optim.SGD(one.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4)) for one in (model, ours)]
+    generator = torch.Generator().manual_seed(3)
+    for _ in range(steps):
+        x, labels = torch.randn(4, 3, 16, 16, generator=generator).double(), torch.randint(0, 10, (4,), generator=generator)
+        for one, optimizer in arms:
+            optimizer.zero_grad()
+            functional.cross_entropy(one(x), labels).backward()
+            optimizer.step()
+    found = ours.state_dict()
+    assert list(found) == list(model.state_dict())
+    for key, value in model.state_dict().items():
+        torch.testing.assert_close(found[key], value, rtol=1e-9, atol=1e-9)
 
 
 def test_a_training_step_goes_through_the_kernels(launched: list[str]) -> None:
