@@ -378,11 +378,11 @@ def lower(model: nn.Module, example_inputs: object = None, *, backend: str = "au
 
     With `training`, train mode is lowered, too: gather, batch norm, activation and layer run as one operation, which keeps nothing
     for the backward pass but the maps that it reads, and computes the rest anew there; the statistics of a map are taken once for
-    all that read it. A layer masked in tiles runs over what is live alone there, too. It computes what the model does, gradients
-    and running statistics among it, in less memory, and in plain torch, but for tiles, not in less time. "auto" leaves train mode
-    alone: nothing is known yet of what it would take. Gradients cannot be differentiated again. Dropout behind a lowered layer
-    drops as much, but elsewhere: it draws by the layout of a map. Norms over processes (SyncBatchNorm), layers masked otherwise,
-    modules with hooks and torch.func run as before.
+    all that read it, over all processes for nn.SyncBatchNorm, and its gradient is corrected for them once. A layer masked in tiles
+    runs over what is live alone there, too. It computes what the model does, gradients and running statistics among it, in less
+    memory, and in plain torch, but for tiles, mostly not in less time: "auto" goes by timings of steps through gathers with a norm.
+    Gradients cannot be differentiated again. Dropout behind a lowered layer drops as much, but elsewhere: it draws by the layout of
+    a map. Layers masked otherwise, modules with hooks and torch.func run as before.
 
     Args:
         model: what `transform` made, or any model that it takes; that is then traced, and nothing else is changed.

@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from swkernels.affine import ACTIVATIONS, ACTIVATIONS_BACKWARD, NO_NORM, Norm, norm_of
-from swkernels.checks import DTYPES
+from swkernels.checks import DTYPES, lies_in_rows
 from swkernels.gather import gather, gather_reference
 from swkernels.gather_mm import gather_mm, gather_mm_reference
 from swkernels.gather_mm_backward import Gradients, Incoming, add, gather_mm_backward, gather_mm_backward_reference, passed_on
@@ -95,6 +95,10 @@ def _token(source: Tensor) -> Tensor:
     return source.new_empty_strided(source.shape, [0] * source.dim())  # one element, whatever the shape
 
 
+def _in_rows(x: Tensor) -> Tensor:
+    return x if lies_in_rows(x) else x.contiguous()
+
+
 @torch.library.custom_op("swkernels::share", mutates_args=())
 def _share(source: Tensor, moments: bool, by_kernel: bool) -> list[Tensor]:
     found = (statistics if _kernels_take(by_kernel, source) else statistics_reference)(source) if moments else ()
@@ -114,7 +118,7 @@ def _share_backward(grad: Tensor | None, of_moments: Tensor, source: Tensor, mom
     mean, level, slope = moments[0], of_moments[0] / rows, of_moments[1] * (2 / rows)
     grad = source.new_zeros(source.shape) if grad is None else grad
     if _kernels_take(by_kernel, source):
-        return centered(grad, source, mean, -level, -slope)
+        return centered(_in_rows(grad), source, mean, -level, -slope)
     if source.dtype != moments.dtype:
         return centered_reference(grad, source, mean, -level, -slope).contiguous()
     made = torch.empty(source.shape, dtype=source.dtype, device=source.device)
@@ -203,7 +207,8 @@ def _backward(
     if not fast and _torch_takes(sources[0], norm):
         return [*_torch_backward(grad, incoming, sources, taps, weight, norm, activation)]
     how = gather_mm_backward if fast else gather_mm_backward_reference
-    return [*how(grad.contiguous(), sources, taps, weight, norm=norm, activation=activation, incoming=incoming)]
+    came = [None if one is None else _in_rows(one) for one in incoming]
+    return [*how(grad.contiguous(), sources, taps, weight, norm=norm, activation=activation, incoming=came)]
 
 
 @_backward.register_fake

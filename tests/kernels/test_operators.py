@@ -125,6 +125,16 @@ def test_torch_finds_nothing_wrong_with_the_operators() -> None:
         operators.gather_mm_backward_into, (out, [x], run, *NORM, "relu", WEIGHT, [None], torch.zeros(1, 4, 4, 32))
     )
     torch.library.opcheck(operators.statistics, (x,))
+    checks = (
+        "test_schema",
+        "test_autograd_registration",
+        "test_faketensor",
+    )  # the last one would compare tokens, which hold nothing
+    y, token = x.clone().requires_grad_(), torch.zeros_like(x).requires_grad_()
+    torch.library.opcheck(operators.share, (y, True, True), test_utils=checks)
+    torch.library.opcheck(operators.trained_gather_mm, ([x], [token], run, *NORM, "relu", WEIGHT, None, True), test_utils=checks)
+    torch.library.opcheck(operators.share_backward, (x, torch.randn(2, 32), x, torch.rand(2, 32), True))
+    torch.library.opcheck(operators.trained_gather_mm_backward, (out, [x], [x.clone()], run, *NORM, "relu", WEIGHT, True))
     torch.library.opcheck(operators.centered, (x, x, *torch.zeros(3, 32)))
     more = (SUPPORT.flat(), 1, 1, None, *none, None, "none", out)
     torch.library.opcheck(operators.block_sparse_conv2d_into, (x, run, *NORM, "relu", FILTERS, *more))
