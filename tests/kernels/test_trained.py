@@ -253,8 +253,9 @@ def test_nothing_wide_is_made_beside_the_gradients_themselves(way: str) -> None:
     assert Counter(name for name in seen.names if name not in views) == expected
 
 
-def test_a_step_leaves_nothing_behind() -> None:
-    """Without the collector of cycles."""
+@pytest.mark.parametrize("backward", [True, False])
+def test_a_step_leaves_nothing_behind(backward: bool) -> None:
+    """Without the collector of cycles, and whether or not it is differentiated."""
     sources, of = [value for name, value in parameters(torch.float32).items() if "map" in name], weights(torch.float32)
     gc.collect()
     gc.disable()
@@ -263,7 +264,8 @@ def test_a_step_leaves_nothing_behind() -> None:
         dead = [weakref.ref(value) for value in maps]
         made = read_by_us(maps, of)
         dead += [weakref.ref(value) for value in made]
-        sum(y.sum() for y in made).backward()  # type: ignore[union-attr]
+        if backward:
+            torch.stack([y.sum() for y in made]).sum().backward()
         del maps, made
         assert [one() for one in dead] == [None] * len(dead)
     finally:

@@ -408,6 +408,28 @@ class _Joined(nn.Module):
         return out
 
 
+class Crossed(nn.Module):
+    """Makes a concat first that it reads last; both read the same maps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.norms = nn.Conv2d(3, 8, 1), nn.ModuleList(nn.BatchNorm2d(11, eps=eps) for eps in (1e-5, 0.1))
+        self.convs = nn.ModuleList(nn.Conv2d(11, 4, 1) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x)
+        late, early = torch.cat([x, y], 1), torch.cat([y, x], 1)
+        z = self.convs[1](torch.relu(self.norms[1](early)))
+        return self.convs[0](torch.relu(self.norms[0](late))) * z + y.mean(1, keepdim=True)
+
+
+def test_a_reader_may_come_before_one_whose_concat_is_older() -> None:
+    model, x = Crossed().double(), torch.randn(4, 3, 5, 6).double()
+    ours = in_training(model, x)
+    assert runs_lowered(ours).count("train") == 2
+    same(ours, model, x)
+
+
 def test_auto_leaves_training_alone_where_it_has_not_been_timed_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     found = known(torch.device("cpu"))
     assert isinstance(found, Rates)
