@@ -4,7 +4,8 @@
 
 One pass over what is read and one over what is written, where plain torch takes a pass for each of cat, norm, activation and
 pooling. With all channels and a slice of a slab for `out` it puts a new map into the slab; with a layer's channels of a slab
-it makes the input of a convolution that must have one (3x3).
+it makes the input of a convolution that must have one (3x3). Statistics of what is written, where they are asked for, take no pass
+of their own.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from swkernels import launch
 from swkernels._triton import jit, tl
 from swkernels.affine import NO_NORM, Norm, activate, activated, folded, norm_of
 from swkernels.checks import check_made, check_read, rows
+from swkernels.statistics import check_statistics, described, empty_parts, join, put_reference
 from swkernels.taps import Taps, known, maps, places, pointers
 
 Window = tuple[int, int]
@@ -52,11 +54,11 @@ def gather_reference(
 
 @jit(do_not_specialize=["apart"])
 def _gather(
-    source, apart, starts, strides, mean, var, weight, bias, out,
+    source, apart, starts, strides, mean, var, weight, bias, out, means, squares,
     pixels, channels, width, height, source_width, source_height, source_stride, out_stride, eps,
     GROUP: tl.constexpr, SCATTERED: tl.constexpr, NORM: tl.constexpr, WEIGHT: tl.constexpr, BIAS: tl.constexpr,
     ACTIVATION: tl.constexpr, POOL: tl.constexpr, HIGH: tl.constexpr, WIDE: tl.constexpr,
-    ROWS: tl.constexpr, CHANNELS: tl.constexpr,
+    STATISTICS: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     tiles = tl.cdiv(channels, CHANNELS)
     row = (tl.program_id(0) // tiles).to(tl.int64) * ROWS + tl.arange(0, ROWS)
@@ -80,7 +82,14 @@ def _gather(
         pooled = pooled + x if POOL == "avg" else tl.maximum(pooled, x, propagate_nan=tl.PropagateNan.ALL)
     if POOL == "avg":
         pooled = pooled / (HIGH * WIDE)
-    tl.store(out + row[:, None] * out_stride + channel[None, :], pooled.to(out.dtype.element_ty), mask=mask)
+    rounded = pooled.to(out.dtype.element_ty)
+    tl.store(out + row[:, None] * out_stride + channel[None, :], rounded, mask=mask)
+    if STATISTICS:
+        group = tl.program_id(0) // tiles
+        count = tl.minimum(pixels - group * ROWS, ROWS).to(tl.float32)
+        middle, square = described(rounded.to(tl.float32), row < pixels, count)
+        tl.store(means + group * channels + channel, middle, mask=live)
+        tl.store(squares + group * channels + channel, square, mask=live)
 
 
 def gather(
@@ -92,6 +101,7 @@ def gather(
     pool: str = "max",
     window: Window = (1, 1),
     out: Tensor | None = None,
+    statistics: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
     """Gather channels of maps, norm, activate and pool them.
 
@@ -104,20 +114,23 @@ def gather(
         pool: "max", "avg" or "first" of each window, applied last; values are rounded to the source's type before.
         window: height and width of what becomes one pixel; what is left over at the lower and right border is not read.
         out: where to write, (..., K); a slice of a wider map if wanted; None makes a new map.
+        statistics: where to write mean and variance of each of the K channels of what is made, over all rows, as
+            `swkernels.statistics` takes them, (K,) each, in float32; None takes none.
 
     Returns:
         (N, H // window[0], W // window[1], K), or (..., K): `out`, where it was given.
 
     Raises:
         TypeError: a type that the kernels do not take.
-        ValueError: shapes that do not fit, or rows that lie at no one distance.
+        ValueError: shapes that do not fit, rows that lie at no one distance, or statistics of no rows.
     """
     sources = maps(source)
     check_read(sources, taps, norm, activation)
     wanted = (*_size(sources[0], pool, window), len(taps))
     check_made("out", out, wanted, sources[0])
     made = sources[0].new_empty(wanted) if out is None else out
-    _gather_into(sources, taps.flat(), *(norm or NO_NORM), activation, pool, list(window), made)
+    check_statistics(statistics, made)
+    _gather_into(sources, taps.flat(), *(norm or NO_NORM), activation, pool, list(window), made, statistics or ())
     return made
 
 
@@ -136,7 +149,7 @@ def _size(source: Tensor, pool: str, window: Window) -> tuple[int, ...]:
     return batch, height // high, width // wide
 
 
-@torch.library.custom_op("swkernels::gather_into", mutates_args=("out",))
+@torch.library.custom_op("swkernels::gather_into", mutates_args=("out", "statistics"))
 def _gather_into(
     sources: Sequence[Tensor],
     runs: Sequence[int],
@@ -149,25 +162,31 @@ def _gather_into(
     pool: str,
     window: Sequence[int],
     out: Tensor,
+    statistics: Sequence[Tensor],
 ) -> None:
     taps, source = known(tuple(runs)), sources[0]
     high, wide = window
     if not launch.on_kernels(source):
         norm = norm_of(mean, var, weight, bias, eps)
         out.copy_(gather_reference(sources, taps, norm=norm, activation=activation, pool=pool, window=(high, wide)))
+        put_reference(statistics, out)
         return
     lie = places([rows(source, f"map {place}") for place, source in enumerate(sources)], taps)
     into = rows(out, "out")
     pixels = (out.shape[-2], out.shape[-3], source.shape[-2], source.shape[-3]) if high * wide > 1 else (1, 1, 1, 1)
     width = launch.power_of_two(len(taps), 16, 64)
-    height = 2048 // width  # two 16-byte loads a thread
+    height = (8192 if statistics else 2048) // width  # two 16-byte loads a thread; with statistics four, and fewer parts to join
+    parts = empty_parts(out, launch.ceil_div(len(into), height), len(taps)) if statistics else ()
     launch.run(
         _gather, launch.ceil_div(len(into), height) * launch.ceil_div(len(taps), width),
-        *lie.maps, lie.starts, lie.strides, mean, var, weight, bias, into,
+        *lie.maps, lie.starts, lie.strides, mean, var, weight, bias, into, *(parts or (None, None)),
         len(into), len(taps), *pixels, lie.stride, into.stride(0), eps,
         GROUP=lie.group, SCATTERED=lie.strides is not None, NORM=mean is not None, WEIGHT=weight is not None, BIAS=bias is not None,
-        ACTIVATION=activation, POOL=pool, HIGH=high, WIDE=wide, ROWS=height, CHANNELS=width, num_warps=4,
+        ACTIVATION=activation, POOL=pool, HIGH=high, WIDE=wide,
+        STATISTICS=bool(parts), ROWS=height, CHANNELS=width, num_warps=8 if parts else 4,
     )  # fmt: skip
+    if parts:
+        join(parts, statistics, len(into), height)
 
 
 @_gather_into.register_fake

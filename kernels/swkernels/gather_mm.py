@@ -3,7 +3,8 @@
     y[m, n] = out_act( out_norm( sum over k of  act(norm(map(k)[m, channel(k)])) * weight[n, k]  + bias[n] ) + residual[m, n] )
 
 The gathered, normed, activated map of K channels is never written: plain torch moves it seven times (cat, norm and activation read
-and write it, the layer reads it), this kernel once. Products are summed in float32 and rounded once, at the end.
+and write it, the layer reads it), this kernel once. Products are summed in float32 and rounded once, at the end. Statistics of y,
+where they are asked for, are those of the rounded values, as a norm behind would take them in a pass of its own.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from swkernels import launch
 from swkernels._triton import jit, tl
 from swkernels.affine import NO_NORM, Norm, activate, activated, finished, folded, norm_of
 from swkernels.checks import check_behind, check_made, check_read, rows
+from swkernels.statistics import check_statistics, described, empty_parts, join, put_reference
 from swkernels.taps import Taps, known, maps, places, pointers
 
 
@@ -81,12 +83,13 @@ def tiles_for(rows: int, columns: int, dtype: torch.dtype) -> Tiles:
 @jit(do_not_specialize=["apart"])
 def _gather_mm(
     source, apart, starts, strides, mean, var, norm_weight, norm_bias, weight, bias,
-    out_mean, out_var, out_weight, out_bias, residual, out,
+    out_mean, out_var, out_weight, out_bias, residual, out, means, squares,
     height, width, channels, source_stride, residual_stride, out_stride, eps, out_eps,
     GROUP: tl.constexpr, SCATTERED: tl.constexpr, NORM: tl.constexpr, WEIGHT: tl.constexpr, BIAS: tl.constexpr,
     ACTIVATION: tl.constexpr, ADDS: tl.constexpr,
     OUT_NORM: tl.constexpr, OUT_WEIGHT: tl.constexpr, OUT_BIAS: tl.constexpr, RESIDUAL: tl.constexpr,
-    OUT_ACTIVATION: tl.constexpr, COPIES: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, CHANNELS: tl.constexpr,
+    OUT_ACTIVATION: tl.constexpr, COPIES: tl.constexpr, STATISTICS: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     tiles = tl.cdiv(width, COLUMNS)  # the tiles of the same rows run side by side, and find them in the cache
     row = (tl.program_id(0) // tiles).to(tl.int64) * ROWS + tl.arange(0, ROWS)
@@ -111,7 +114,14 @@ def _gather_mm(
         total, bias, out_mean, out_var, out_weight, out_bias, residual, row, column, mask, width, residual_stride, out_eps,
         ADDS, OUT_NORM, OUT_WEIGHT, OUT_BIAS, RESIDUAL, OUT_ACTIVATION, COPIES,
     )  # fmt: skip
-    tl.store(out + row[:, None] * out_stride + column[None, :], total.to(out.dtype.element_ty), mask=mask)
+    rounded = total.to(out.dtype.element_ty)
+    tl.store(out + row[:, None] * out_stride + column[None, :], rounded, mask=mask)
+    if STATISTICS:
+        group = tl.program_id(0) // tiles
+        count = tl.minimum(height - group * ROWS, ROWS).to(tl.float32)
+        middle, square = described(rounded.to(tl.float32), in_rows, count)
+        tl.store(means + group * width + column, middle, mask=in_columns)
+        tl.store(squares + group * width + column, square, mask=in_columns)
 
 
 def gather_mm(
@@ -126,6 +136,7 @@ def gather_mm(
     residual: Tensor | None = None,
     out_activation: str = "none",
     out: Tensor | None = None,
+    statistics: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
     """Put a linear layer over gathered channels, with a norm and an activation before and behind it.
 
@@ -140,13 +151,15 @@ def gather_mm(
         residual: (..., N), added behind that norm; of the source's type.
         out_activation: applied last.
         out: where to write, (..., N), a slice of a wider map if wanted; None makes a new map.
+        statistics: where to write mean and variance of each of the N outputs over all rows, as `swkernels.statistics` takes them
+            of the result, (N,) each, in float32; None takes none.
 
     Returns:
         (..., N): `out`, where it was given.
 
     Raises:
         TypeError: a type that the kernel does not take.
-        ValueError: shapes that do not fit, or rows that lie at no one distance.
+        ValueError: shapes that do not fit, rows that lie at no one distance, or statistics of no rows.
     """
     sources = maps(source)
     check_read(sources, taps, norm, activation)
@@ -158,11 +171,13 @@ def gather_mm(
     check_made("out", out, wanted, like)
     made = like.new_empty(wanted) if out is None else out
     before, behind = norm or NO_NORM, out_norm or NO_NORM
-    _gather_mm_into(sources, taps.flat(), *before, activation, weight, bias, *behind, residual, out_activation, made)
+    check_statistics(statistics, made)
+    into = made, statistics or ()
+    _gather_mm_into(sources, taps.flat(), *before, activation, weight, bias, *behind, residual, out_activation, *into)
     return made
 
 
-@torch.library.custom_op("swkernels::gather_mm_into", mutates_args=("out",))
+@torch.library.custom_op("swkernels::gather_mm_into", mutates_args=("out", "statistics"))
 def _gather_mm_into(
     sources: Sequence[Tensor],
     runs: Sequence[int],
@@ -182,6 +197,7 @@ def _gather_mm_into(
     residual: Tensor | None,
     out_activation: str,
     out: Tensor,
+    statistics: Sequence[Tensor],
 ) -> None:
     taps, source = known(tuple(runs)), sources[0]
     if not launch.on_kernels(source):
@@ -193,23 +209,27 @@ def _gather_mm_into(
                 residual=residual, out_activation=out_activation,
             )
         )  # fmt: skip
+        put_reference(statistics, out)
         return
     lie = places([rows(source, f"map {place}") for place, source in enumerate(sources)], taps)
     into = rows(out, "out")
     added = into if residual is None else rows(residual, "residual")
     height, width = into.shape
     high, wide, deep, warps, stages = astuple(tiles_for(height, width, source.dtype))
+    parts = empty_parts(out, launch.ceil_div(height, high), width) if statistics else ()
     launch.run(
         _gather_mm, launch.ceil_div(height, high) * launch.ceil_div(width, wide),
         *lie.maps, lie.starts, lie.strides, mean, var, norm_weight, norm_bias, weight.contiguous(), bias,
-        out_mean, out_var, out_weight, out_bias, added, into,
+        out_mean, out_var, out_weight, out_bias, added, into, *(parts or (None, None)),
         height, width, len(taps), lie.stride, added.stride(0), into.stride(0), eps, out_eps,
         GROUP=lie.group, SCATTERED=lie.strides is not None, NORM=mean is not None, WEIGHT=norm_weight is not None,
         BIAS=norm_bias is not None, ACTIVATION=activation, ADDS=bias is not None, OUT_NORM=out_mean is not None,
         OUT_WEIGHT=out_weight is not None, OUT_BIAS=out_bias is not None, RESIDUAL=residual is not None,
-        OUT_ACTIVATION=out_activation, COPIES=max(2, 64 * warps // wide), ROWS=high, COLUMNS=wide, CHANNELS=deep,
-        num_warps=warps, num_stages=stages,
+        OUT_ACTIVATION=out_activation, COPIES=max(2, 64 * warps // wide), STATISTICS=bool(parts),
+        ROWS=high, COLUMNS=wide, CHANNELS=deep, num_warps=warps, num_stages=stages,
     )  # fmt: skip
+    if parts:
+        join(parts, statistics, height, high)
 
 
 @_gather_mm_into.register_fake

@@ -8,9 +8,14 @@ is, summed over the readers j with their own weight and eps, where M is the numb
     B = sum over j of  scale_j * dweight_j / sqrt(var + eps_j) / M
 
 so that each reader adds its first term alone, and `centered` takes the other two off once, when all have.
+
+Kernels that make a map can take its statistics on the way, and save the pass that `statistics` is: each program stores what
+`described` says of its tile, and `join` makes one of the parts.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -24,6 +29,9 @@ TILE = 64
 LEAST_ROWS = 512
 PROGRAMS = 1024
 """A program takes no fewer rows, and there are no more programs than this, however many rows there are."""
+AT_ONCE = 128
+"""How many groups of rows one program joins: what is left is joined again. One program that walked through the 6,272 tiles of
+256x56x56 rows would wait for memory longer than reading the map takes."""
 
 
 def statistics_reference(source: Tensor) -> tuple[Tensor, Tensor]:
@@ -33,13 +41,21 @@ def statistics_reference(source: Tensor) -> tuple[Tensor, Tensor]:
     return mean, var
 
 
+def put_reference(into: Sequence[Tensor], source: Tensor) -> None:
+    """Write what `statistics_reference` returns to where statistics are asked for, if they are."""
+    for made, found in zip(into, statistics_reference(source) if into else (), strict=True):
+        made.copy_(found)
+
+
 @jit
-def joined(count, mean, square, other, other_mean, other_square):
-    """Join counts, means and summed squares of distances from them, of two sets of rows (Chan, Golub and LeVeque 1979)."""
-    whole = count + other
-    share = other / tl.maximum(whole, 1.0)
-    distance = other_mean - mean
-    return whole, mean + distance * share, square + other_square + distance * distance * count * share
+def described(x, there, count):
+    """Return the mean of each column of a float32 tile, and the summed squares of distances from it.
+
+    Over the rows that are `there`, of which there are `count`.
+    """
+    mean = tl.sum(tl.where(there[:, None], x, 0.0), 0) / tl.maximum(count, 1.0)
+    away = tl.where(there[:, None], x - mean[None, :], 0.0)
+    return mean, tl.sum(away * away, 0)
 
 
 @jit
@@ -58,29 +74,82 @@ def _partial(source, means, squares, height, width, stride, share, ROWS: tl.cons
         row = start + first + tl.arange(0, ROWS)
         there = row < height
         x = tl.load(source + row[:, None] * stride + channel[None, :], mask=there[:, None] & live[None, :], other=0.0)
-        x = tl.where(there[:, None], x.to(tl.float32) - pivot[None, :], 0.0)
         some = tl.sum(there.to(tl.float32), 0)
-        middle = tl.sum(x, 0) / tl.maximum(some, 1.0)
-        away = tl.where(there[:, None], x - middle[None, :], 0.0)
-        count, mean, square = joined(count, mean, square, some, middle, tl.sum(away * away, 0))
+        middle, away = described(x.to(tl.float32) - pivot[None, :], there, some)
+        # Two sets of rows joined (Chan, Golub and LeVeque 1979).
+        distance, ratio = middle - mean, some / tl.maximum(count + some, 1.0)
+        mean += distance * ratio
+        square += away + distance * distance * count * ratio
+        count += some
     tl.store(means + group * width + channel, pivot + mean, mask=live)
     tl.store(squares + group * width + channel, square, mask=live)
 
 
 @jit
-def _joined(means, squares, mean, var, groups, height, width, share, CHANNELS: tl.constexpr):
-    channel = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
+def _joined(
+    means, squares, mean, square, groups, height, width, share, ENDS: tl.constexpr, GROUPS: tl.constexpr, CHANNELS: tl.constexpr
+):  # fmt: skip
+    tiles = tl.cdiv(width, CHANNELS)
+    first = (tl.program_id(0) // tiles) * GROUPS
+    group = first + tl.arange(0, GROUPS)
+    channel = (tl.program_id(0) % tiles) * CHANNELS + tl.arange(0, CHANNELS)
     live = channel < width
-    count = tl.zeros((CHANNELS,), tl.float32)
-    middle = tl.zeros((CHANNELS,), tl.float32)
-    square = tl.zeros((CHANNELS,), tl.float32)
-    for group in range(groups):
-        some = tl.minimum(share, height - group * share).to(tl.float32)
-        of_group = tl.load(means + group * width + channel, mask=live, other=0.0)
-        away = tl.load(squares + group * width + channel, mask=live, other=0.0)
-        count, middle, square = joined(count, middle, square, some, of_group, away)
-    tl.store(mean + channel, middle, mask=live)
-    tl.store(var + channel, square / count, mask=live)
+    mask = (group < groups)[:, None] & live[None, :]
+    count = tl.where(group < groups, tl.minimum(share, height - group * share), 0).to(tl.float32)
+    whole = tl.sum(count, 0)
+    pivot = tl.load(means + first * width + channel, mask=live, other=0.0)
+    place = group[:, None] * width + channel[None, :]
+    away = tl.load(means + place, mask=mask, other=0.0) - pivot[None, :]
+    middle = tl.sum(away * count[:, None], 0) / whole
+    away -= middle[None, :]
+    total = tl.sum(tl.load(squares + place, mask=mask, other=0.0) + away * away * count[:, None], 0)
+    into = (tl.program_id(0) // tiles) * width + channel
+    tl.store(mean + into, pivot + middle, mask=live)
+    tl.store(square + into, total / whole if ENDS else total, mask=live)
+
+
+def join(parts: Sequence[Tensor], into: Sequence[Tensor], height: int, share: int) -> None:
+    """Join what is known of groups of rows into mean and variance of all, in an order that is always the same.
+
+    Args:
+        parts: mean, and summed squares of distances from it, of each group, (groups, C) each, in float32.
+        into: mean and variance, (C,) each, which are written.
+        height: how many rows there are.
+        share: how many of them a group has; the last one has those that are left.
+    """
+    groups, width = parts[0].shape
+    wholes, wide = launch.ceil_div(groups, AT_ONCE), launch.power_of_two(width, 16, 32)
+    found = into if wholes == 1 else empty_parts(parts[0], wholes, width)
+    launch.run(
+        _joined, wholes * launch.ceil_div(width, wide), *parts, *found, groups, height, width, share,
+        ENDS=wholes == 1, GROUPS=AT_ONCE, CHANNELS=wide, num_warps=4,
+    )  # fmt: skip
+    if wholes > 1:
+        join(found, into, height, share * AT_ONCE)
+
+
+def empty_parts(like: Tensor, groups: int, channels: int) -> tuple[Tensor, Tensor]:
+    """Return where kernels write mean and summed squares of groups of rows: (groups, channels) each, on the device of `like`."""
+    return like.new_empty((groups, channels), dtype=torch.float32), like.new_empty((groups, channels), dtype=torch.float32)
+
+
+def empty_statistics(like: Tensor, channels: int) -> tuple[Tensor, Tensor]:
+    """Return where to write mean and variance of each channel, (channels,) each: in float32, or in float64 for a map of that."""
+    dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
+    return like.new_empty(channels, dtype=dtype), like.new_empty(channels, dtype=dtype)
+
+
+def check_statistics(found: tuple[Tensor, Tensor] | None, made: Tensor) -> None:
+    """Raise ValueError where mean and variance of a map that is made cannot be written to two tensors, or there is no row."""
+    if found is None:
+        return
+    if not made.numel():
+        raise ValueError(f"A map of shape {tuple(made.shape)} has no values to take statistics of.")
+    like = empty_statistics(made, 0)
+    for name, vector, kind in zip(("mean", "var"), found, like, strict=True):
+        check_made(f"statistics' {name}", vector, (made.shape[-1],), kind)
+        if not vector.is_contiguous():
+            raise ValueError(f"statistics' {name} has strides {vector.stride()}; its values must lie side by side.")
 
 
 def statistics(source: Tensor) -> tuple[Tensor, Tensor]:
@@ -113,20 +182,18 @@ def _statistics(source: Tensor) -> tuple[Tensor, Tensor]:
     share = max(LEAST_ROWS, launch.ceil_div(height, PROGRAMS))
     share = launch.ceil_div(share, TILE) * TILE
     groups, wide = launch.ceil_div(height, share), launch.power_of_two(width, 16, TILE)
-    tiles = launch.ceil_div(width, wide)
-    means, squares = (source.new_empty((groups, width), dtype=torch.float32) for _ in range(2))
-    mean, var = (source.new_empty(width, dtype=torch.float32) for _ in range(2))
+    parts, made = empty_parts(source, groups, width), empty_statistics(source, width)
     launch.run(
-        _partial, groups * tiles, flat, means, squares, height, width, flat.stride(0), share, ROWS=TILE, CHANNELS=wide, num_warps=4
-    )
-    launch.run(_joined, tiles, means, squares, mean, var, groups, height, width, share, CHANNELS=wide, num_warps=1)
-    return mean, var
+        _partial, groups * launch.ceil_div(width, wide), flat, *parts, height, width, flat.stride(0), share,
+        ROWS=TILE, CHANNELS=wide, num_warps=4,
+    )  # fmt: skip
+    join(parts, made, height, share)
+    return made
 
 
 @_statistics.register_fake
 def _(source: Tensor) -> tuple[Tensor, Tensor]:
-    dtype = source.dtype if source.dtype == torch.float64 else torch.float32
-    return source.new_empty(source.shape[-1], dtype=dtype), source.new_empty(source.shape[-1], dtype=dtype)
+    return empty_statistics(source, source.shape[-1])
 
 
 def centered_reference(grad: Tensor, source: Tensor, mean: Tensor, level: Tensor, tilt: Tensor) -> Tensor:

@@ -40,6 +40,7 @@ from swkernels import (
     statistics,
 )
 from swkernels.gather_mm import SHIPPED, Tiles
+from swkernels.statistics import empty_statistics
 
 TARGETS = {"sm_80": GPUTarget("cuda", 80, 32), "sm_90": GPUTarget("cuda", 90, 32), "gfx942": GPUTarget("hip", "gfx942", 64)}
 TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
@@ -160,14 +161,15 @@ def product(tiles: Tiles, dtype: torch.dtype, whole: bool) -> Callable[[], objec
     return call
 
 
-def scattered(tiles: Tiles, dtype: torch.dtype) -> Callable[[], object]:
-    """Return a call of gather_mm over maps that lie apart."""
+def scattered(tiles: Tiles, dtype: torch.dtype, statistics: bool = False) -> Callable[[], object]:
+    """Return a call of gather_mm over maps that lie apart; with statistics, its last launch joins them."""
     sources, taps = [torch.zeros(64, 64, dtype=dtype) for _ in range(3)], Taps(((0, 0, 64), (1, 0, 64), (2, 0, 64)))
     weight = torch.zeros(128, 192, dtype=dtype)
 
     def call() -> object:
         with mock.patch("swkernels.gather_mm.tiles_for", return_value=tiles):
-            return gather_mm(sources, taps, weight, norm=norm(192), activation="relu")
+            taken = empty_statistics(weight, 128) if statistics else None
+            return gather_mm(sources, taps, weight, norm=norm(192), activation="relu", statistics=taken)
 
     return call
 
@@ -223,8 +225,9 @@ def cases() -> Iterator[tuple[str, Callable[[], object], int]]:
         for dtype in (torch.float32,) if name == "float32" else (torch.bfloat16, torch.float16):
             for whole in (True, False):
                 yield f"gather_mm {name} {TYPES[dtype]} {'whole' if whole else 'bare'}", product(tiles, dtype, whole), -1
-        if name != "float32":
-            yield f"gather_mm scattered {name} bf16", scattered(tiles, torch.bfloat16), -1
+        dtype = torch.float32 if name == "float32" else torch.bfloat16
+        yield f"gather_mm scattered {name} {TYPES[dtype]}", scattered(tiles, dtype), -1
+        yield f"gather_mm scattered {name} {TYPES[dtype]} with statistics", scattered(tiles, dtype, True), -2
     for name, tiles in block_sparse.SHIPPED.items():
         for kernel in (1, 3):
             dtype = torch.float32 if name == "float32" else torch.bfloat16
@@ -234,12 +237,15 @@ def cases() -> Iterator[tuple[str, Callable[[], object], int]]:
         source, taps = torch.zeros(2, 8, 8, 256, dtype=dtype), Taps.of((128, 256), (0, 64))
         yield f"gather {TYPES[dtype]}", lambda s=source, t=taps: gather(s, t, norm=norm(192), activation="relu"), -1
         yield f"gather pooled {TYPES[dtype]}", lambda s=source, t=taps: gather(s, t, pool="max", window=(2, 2)), -1
+        taken = empty_statistics(source, 192)
+        yield f"gather {TYPES[dtype]} with statistics", lambda s=source, t=taps, m=taken: gather(s, t, statistics=m), -2
         for adds in (True, False):
             yield f"data_gradient_mm {TYPES[dtype]} {'added' if adds else 'alone'}", backward(dtype, adds), -2
         yield f"data_gradient_mm scattered {TYPES[dtype]}", scattered_backward(dtype), -2
         yield f"weight_gradient_mm {TYPES[dtype]}", backward(dtype, False), -1
         of = torch.zeros(64, 256, dtype=dtype)
         yield f"statistics {TYPES[dtype]}", lambda x=of: statistics(x), 0
+        yield f"joined after {TYPES[dtype]}", lambda x=of: statistics(x), -1
         yield f"centered {TYPES[dtype]}", lambda x=of: centered(x, x, *torch.zeros(3, 256)), 0
 
 

@@ -64,5 +64,6 @@ def test_two_programs_fit_a_multiprocessor_where_that_is_counted_on() -> None:
     """65,536 registers serve two programs of 8 warps where each thread has 128 at most; with all that can go behind it, one."""
     found = report("sm_90")
     assert found["gather_mm scattered wide bf16"]["registers"] <= 128
+    assert found["gather_mm scattered wide bf16 with statistics"]["registers"] <= 128
     assert found["gather_mm wide bf16 bare"]["registers"] <= 128
     assert found["gather_mm wide bf16 whole"]["registers"] <= 144

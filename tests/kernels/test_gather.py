@@ -6,9 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from swkernels import Taps, gather, gather_reference
+from swkernels import Taps, gather, gather_reference, statistics_reference
 from swkernels.affine import ACTIVATIONS
 from swkernels.gather import POOLS
+from swkernels.statistics import empty_statistics
 from tests.kernels.cases import DTYPES, close, norm, only_read
 from tests.kernels.races import watched
 
@@ -52,10 +53,28 @@ def test_any_shape(data: st.DataObject) -> None:
         "window": window,
         "activation": data.draw(st.sampled_from(list(ACTIVATIONS))),
     }
+    taken = empty_statistics(source, len(taps))
     with watched() as watch:
-        found = gather(source, taps, **options)
+        found = gather(source, taps, statistics=taken, **options)
     assert close(found, gather_reference(source, taps, **options))
+    assert all(close(one, other) for one, other in zip(taken, statistics_reference(found), strict=True))
     assert not watch.faults
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", TAPS)
+def test_statistics_are_those_of_the_rounded_result(name: str, dtype: torch.dtype, launched: list[str]) -> None:
+    """Of the averages of four values around 1000, of which float16 keeps every second half."""
+    taps, arena = TAPS[name], torch.full((6, 10, 11, 64), 9.0, dtype=dtype)
+    source = (1000 + torch.randn(6, 20, 23, 50)).to(dtype)
+    out, taken = arena[..., 8 : 8 + len(taps)], empty_statistics(source, len(taps))
+    with watched() as watch:
+        gather(source, taps, pool="avg", window=(2, 2), out=out, statistics=taken)
+    mean, var = statistics_reference(out.double())
+    assert torch.allclose(taken[0].double(), mean, rtol=1e-6)
+    assert torch.allclose(taken[1].double(), var, rtol=1e-4)
+    assert not watch.faults
+    assert launched == ["_gather", "_joined"]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -115,6 +134,7 @@ def test_the_reference_differentiates() -> None:
         ({"source": torch.zeros(2, 50, 5, 7).permute(0, 2, 3, 1)}, ValueError, "pass a channels-last map"),
         ({"source": [torch.zeros(2, 50), torch.zeros(3, 50)]}, ValueError, "Map 1 is|The taps read"),
         ({"out": torch.zeros(2, 5, 7, 23)}, ValueError, r"out has shape \(2, 5, 7, 23\)"),
+        ({"statistics": torch.zeros(2, 23).unbind()}, ValueError, r"statistics' mean has shape \(23,\) .* it must be \(24,\)"),
     ],
 )
 def test_what_does_not_fit_is_refused(change: dict[str, object], error: type[Exception], message: str) -> None:

@@ -9,9 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from swkernels import Taps, gather_mm, gather_mm_reference
+from swkernels import Taps, gather_mm, gather_mm_reference, statistics_reference
 from swkernels.affine import ACTIVATIONS
 from swkernels.gather_mm import SHIPPED, Tiles, tiles_for
+from swkernels.statistics import empty_statistics
 from tests.kernels.cases import DTYPES, close, norm, only_read
 from tests.kernels.races import watched
 
@@ -69,9 +70,11 @@ def test_every_configuration(name: str, dtype: torch.dtype, monkeypatch: pytest.
     taps, rows = TAPS["askew"], (150,)
     source, of = only_read(torch.randn(*rows, 50).to(dtype), taps), weight(130, taps, dtype)
     options = everything(taps, 130, rows, dtype)
+    taken = empty_statistics(source, 130)
     with watched() as watch:
-        found = gather_mm(source, taps, of, **options)
+        found = gather_mm(source, taps, of, statistics=taken, **options)
     assert close(found, gather_mm_reference(source, taps, of, **options))
+    assert all(close(one, other) for one, other in zip(taken, statistics_reference(found), strict=True))
     assert not watch.faults
 
 
@@ -83,10 +86,11 @@ def test_any_shape(data: st.DataObject) -> None:
     taps = Taps.of(*((start, min(start + length, channels)) for start, length in runs))
     source = only_read(torch.randn(rows, channels), taps)
     options = {"norm": norm(len(taps), affine=data.draw(st.booleans()))} if data.draw(st.booleans()) else {}
-    of = weight(outputs, taps, torch.float32)
+    of, taken = weight(outputs, taps, torch.float32), empty_statistics(source, outputs)
     with watched() as watch:
-        found = gather_mm(source, taps, of, **options)
+        found = gather_mm(source, taps, of, statistics=taken, **options)
     assert close(found, gather_mm_reference(source, taps, of, **options))
+    assert all(close(one, other) for one, other in zip(taken, statistics_reference(found), strict=True))
     assert not watch.faults
 
 
@@ -101,6 +105,33 @@ def test_maps_that_lie_apart(dtype: torch.dtype, launched: list[str]) -> None:
     assert close(found, gather_mm_reference(maps, taps, of, **options))
     assert not watch.faults
     assert launched == ["_write_places", "_write_places", "_gather_mm"]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("rows", [1, 37, 300])
+@pytest.mark.parametrize("outputs", [1, 37])
+def test_statistics_are_those_of_the_rounded_result(
+    outputs: int, rows: int, dtype: torch.dtype, launched: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of values around 1000, of which float16 keeps every second half: what was rounded away is a twentieth of the variance."""
+    monkeypatch.setattr(import_module("swkernels.statistics"), "AT_ONCE", 2)
+    taps, slab = TAPS["askew"], torch.full((rows, outputs + 8), 9.0, dtype=dtype)
+    source, of, taken = torch.randn(rows, 50).to(dtype), weight(outputs, taps, dtype), empty_statistics(slab, outputs)
+    with watched() as watch:
+        y = gather_mm(source, taps, of, bias=torch.full((outputs,), 1000.0), out=slab[:, 3 : 3 + outputs], statistics=taken)
+    mean, var = statistics_reference(y.double())
+    assert torch.allclose(taken[0].double(), mean, rtol=1e-6)
+    assert torch.allclose(taken[1].double(), var, rtol=1e-4)
+    assert rows > 1 or not taken[1].any()
+    assert not watch.faults
+    assert launched == ["_gather_mm", *["_joined"] * {1: 1, 37: 1, 300: 3}[rows]]
+
+
+def test_a_small_variance_beside_a_great_mean_is_not_lost() -> None:
+    source, of = torch.randn(500, 8), 0.01 * torch.randn(20, 8)
+    taken = empty_statistics(source, 20)
+    y = gather_mm(source, Taps.of((0, 8)), of, bias=torch.full((20,), 1000.0), statistics=taken)
+    assert torch.allclose(taken[1].double(), y.double().var(0, correction=0), rtol=1e-3)
 
 
 def test_a_slice_is_written_and_its_neighbours_are_left_alone() -> None:
@@ -174,6 +205,10 @@ def test_tiles_are_chosen_by_size() -> None:
         ({"out_activation": "tanh"}, ValueError, "activation is 'tanh'"),
         ({"residual": torch.zeros(5, 19)}, ValueError, "residual has shape"),
         ({"out": torch.zeros(4, 20)}, ValueError, "out has shape"),
+        ({"statistics": torch.zeros(2, 19).unbind()}, ValueError, r"statistics' mean has shape \(19,\) .* it must be \(20,\)"),
+        ({"statistics": torch.zeros(2, 20).double().unbind()}, ValueError, "statistics' mean .* of torch.float32"),
+        ({"statistics": torch.zeros(20, 2).unbind(1)}, ValueError, "statistics' mean has strides .2,.; its values must lie"),
+        ({"source": torch.zeros(0, 50), "statistics": torch.zeros(2, 20).unbind()}, ValueError, "has no values to take"),
         ({"source": torch.zeros(5, 50).double(), "weight": torch.zeros(20, 24).double()}, TypeError, "the kernels take"),
         ({"source": torch.zeros(50, 5).T}, ValueError, "its channels must lie side by side"),
     ],

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 import swkernels
 from swkernels import (
@@ -28,6 +29,7 @@ from swkernels import (
     gather_reference,
     statistics_reference,
 )
+from swkernels.statistics import empty_statistics
 from tests.kernels.cases import close, only_read
 from tests.kernels.races import watched
 
@@ -64,20 +66,27 @@ TAPS = Taps.of((8, 24), (32, 45))
 SUPPORT = Support((Cluster(0, 20, ((0, 12), (20, 29))), Cluster(20, 24, ((4, 20),))))
 
 
+def of_it(taken: tuple[Tensor, Tensor], made: Tensor) -> bool:
+    """Say whether statistics are those of a map that was made."""
+    return all(close(one, other) for one, other in zip(taken, statistics_reference(made), strict=True))
+
+
 def gathers(module: Any) -> bool:
-    source = only_read(torch.randn(2, 5, 7, 64), TAPS)
-    options = {"norm": shifted(29)._replace(mean=torch.full((29,), 9.0)), "window": (2, 3)}
+    source = only_read(torch.randn(70, 5, 7, 64), TAPS)
+    options, taken = {"norm": shifted(29)._replace(mean=torch.full((29,), 9.0)), "window": (2, 3)}, empty_statistics(source, 29)
     with watched() as watch:
-        found = module.gather(source, TAPS, **options)
-    return close(found, gather_reference(source, TAPS, **options)) and not watch.faults
+        found = module.gather(source, TAPS, statistics=taken, **options)
+    return close(found, gather_reference(source, TAPS, **options)) and of_it(taken, found) and not watch.faults
 
 
 def multiplies(module: Any) -> bool:
     source, weight = only_read(torch.randn(70, 64), TAPS), torch.randn(70, 29)
     options = {"norm": shifted(29), "activation": "relu", "out_norm": shifted(70), "bias": torch.randn(70)}
+    halves, offset, taken = (source.half(), TAPS, weight.half()), torch.full((70,), 1000.0), empty_statistics(source, 70)
     with watched() as watch:
         found = module.gather_mm(source, TAPS, weight, **options)
-    return close(found, gather_mm_reference(source, TAPS, weight, **options)) and not watch.faults
+        rounded = module.gather_mm(*halves, bias=offset, out_activation="relu", statistics=taken)
+    return close(found, gather_mm_reference(source, TAPS, weight, **options)) and of_it(taken, rounded) and not watch.faults
 
 
 def convolves(module: Any) -> bool:
@@ -117,8 +126,9 @@ def comes_back(module: Any) -> bool:
 
 
 def summarises(module: Any) -> bool:
-    module.LEAST_ROWS = 64
-    source, grad = torch.randn(200, 20) + torch.arange(200)[:, None] / 50, torch.randn(200, 20)
+    """Check with three groups of rows, of which two are joined at once, the last one's being fewer."""
+    module.LEAST_ROWS, module.AT_ONCE = 128, 2
+    source, grad = torch.randn(300, 20) + torch.arange(300)[:, None] / 50, torch.randn(300, 20)
     mean, var = statistics_reference(source)
     with watched() as watch:
         found = *module.statistics(source), module.centered(grad, source, mean, var, mean)
@@ -140,11 +150,20 @@ MUTATIONS = [
     ("gather", "(line % height) * HIGH", "(line % height)"),
     ("gather", 'else float("-inf")', "else 0.0"),
     ("gather", "step // WIDE", "step // HIGH"),
+    ("gather", "tl.minimum(pixels - group * ROWS, ROWS)", "tl.minimum(pixels, ROWS)"),
+    ("gather", "row < pixels, count)", "row < pixels + ROWS, count)"),
+    ("gather", "squares + group * channels + channel", "squares + channel"),
+    ("gather", "len(into), height)\n\n", "len(into), height - 1)\n\n"),
     ("gather_mm", "live = channel < channels", "live = channel < channels + 1"),
     ("gather_mm", "in_rows, in_columns = row < height, column < width", "in_rows, in_columns = row <= height, column < width"),
     ("gather_mm", "in_rows, in_columns = row < height, column < width", "in_rows, in_columns = row < height, column <= width"),
     ("gather_mm", "column[None, :] * channels", "column[None, :] * CHANNELS"),
     ("gather_mm", "range(0, channels, CHANNELS)", "range(0, channels - CHANNELS + 1, CHANNELS)"),
+    ("gather_mm", "described(rounded.to(tl.float32)", "described(total"),
+    ("gather_mm", "in_rows, count)", "row < height + ROWS, count)"),
+    ("gather_mm", "tl.minimum(height - group * ROWS, ROWS)", "tl.minimum(height, ROWS)"),
+    ("gather_mm", "means + group * width + column", "means + column"),
+    ("gather_mm", "statistics, height, high)", "statistics, height, high - 1)"),
     ("block_sparse", "value = tl.where(seen, activate(value, ACTIVATION), 0.0)", "value = activate(value, ACTIVATION)"),
     ("block_sparse", "live = group < last", "live = group <= last"),
     ("block_sparse", "read = live & (channel < channels)", "read = live"),
@@ -185,7 +204,12 @@ MUTATIONS = [
     ("gather_mm_backward", "(part * outputs + output[:, None])", "output[:, None]"),
     ("statistics", "there = row < height", "there = row <= height"),
     ("statistics", "tl.minimum(share, height - group * share)", "share + 0 * height"),
-    ("statistics", "distance * distance * count * share", "distance * distance * count"),
+    ("statistics", "distance * distance * count * ratio", "distance * distance * count"),
+    ("statistics", "(group < groups)[:, None] & live", "(group <= groups)[:, None] & live"),
+    ("statistics", "* GROUPS\n", "* (GROUPS - 1)\n"),
+    ("statistics", "tl.sum(away * count[:, None], 0)", "tl.sum(away * share, 0)"),
+    ("statistics", "+ away * away * count[:, None]", ""),
+    ("statistics", "share * AT_ONCE", "share"),
     ("statistics", "mask = (row < height)[:, None] & live[None, :]", "mask = live[None, :]"),
 ]
 

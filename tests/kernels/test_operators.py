@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from swkernels import (
     Cluster,
+    Norm,
     Support,
     Taps,
     block_sparse_conv2d,
@@ -20,6 +21,7 @@ from swkernels import (
     gather_mm_backward,
     statistics,
 )
+from swkernels.statistics import empty_statistics
 from tests.kernels.cases import norm
 
 TAPS = Taps.of((16, 32), (0, 8))
@@ -61,6 +63,14 @@ def _block_sparse_backward(x: Tensor) -> Tensor:
     return found.source + found.weight.sum((0, 1, 2))
 
 
+def _with_statistics(x: Tensor) -> Tensor:
+    """Return a product and the statistics of it, and of what it read, all that there is in one tensor."""
+    of_read, of_made = empty_statistics(x, 24), empty_statistics(x, 16)
+    read = gather(x, TAPS, statistics=of_read)
+    y = gather_mm(read, Taps.of((0, 24)), WEIGHT, norm=Norm(*of_read), activation="relu", statistics=of_made)
+    return torch.cat([y.flatten(), *of_made])
+
+
 CALLS = {
     "gather": _gather,
     "gather_mm": _gather_mm,
@@ -68,6 +78,7 @@ CALLS = {
     "slab": _into_a_slab,
     "backward": _backward,
     "block_sparse_backward": _block_sparse_backward,
+    "statistics": _with_statistics,
 }
 Call = Callable[[Tensor], Tensor]
 
@@ -118,9 +129,13 @@ def test_runs_the_reference_on_a_cpu_without_the_interpreter(
 def test_torch_finds_nothing_wrong_with_the_operators() -> None:
     x, run, none = torch.randn(1, 4, 4, 32), TAPS.flat(), (None, None, None, None, 0.0)
     operators = torch.ops.swkernels
-    torch.library.opcheck(operators.gather_into, ([x], run, *NORM, "relu", "max", [2, 2], torch.zeros(1, 2, 2, 24)))
     out = torch.zeros(1, 4, 4, 16)
-    torch.library.opcheck(operators.gather_mm_into, ([x], run, *none, "relu", WEIGHT, None, *none, None, "none", out))
+    for taken in (False, True):
+        of_read, of_made = ([*torch.zeros(2, count)] if taken else [] for count in (24, 16))
+        pooled = (torch.zeros(1, 2, 2, 24), of_read)
+        torch.library.opcheck(operators.gather_into, ([x], run, *NORM, "relu", "max", [2, 2], *pooled))
+        made = (out, of_made)
+        torch.library.opcheck(operators.gather_mm_into, ([x], run, *none, "relu", WEIGHT, None, *none, None, "none", *made))
     torch.library.opcheck(
         operators.gather_mm_backward_into, (out, [x], run, *NORM, "relu", WEIGHT, [None], torch.zeros(1, 4, 4, 32))
     )
