@@ -121,8 +121,10 @@ def _track(norm: Any, mean: Tensor, var: Tensor) -> None:
         count = norm.num_batches_tracked
         if count is not None:
             count.add_(1)
-        share = norm.momentum if norm.momentum is not None else 1.0 / float(count) if count is not None else 0.0
+        share: Any = norm.momentum
+        if share is None:  # a tensor: a number would wait for the device, and there is none where shapes are followed
+            share = 0.0 if count is None else 1.0 / count.double()
         if norm.running_mean is None:
             return
-        norm.running_mean.mul_(1 - share).add_(mean.to(norm.running_mean.dtype), alpha=share)
-        norm.running_var.mul_(1 - share).add_(var.to(norm.running_var.dtype), alpha=share)
+        norm.running_mean.mul_(1 - share).add_(mean.to(norm.running_mean.dtype) * share)
+        norm.running_var.mul_(1 - share).add_(var.to(norm.running_var.dtype) * share)

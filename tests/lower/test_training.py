@@ -191,6 +191,17 @@ def test_what_is_set_on_a_norm_later_counts(change: Callable[[nn.Module], None])
         torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
 
 
+def test_a_norm_that_averages_over_all_batches_is_lowered_too() -> None:
+    """Its share of a batch is a number that only the device knows."""
+    torch.manual_seed(0)
+    model = bottlenecked().double()
+    model.get_submodule("1.layer2.norm1").momentum = None  # type: ignore[assignment]
+    ours = in_training(model, X.double())
+    assert runs_lowered(ours)
+    for _ in range(3):
+        same(ours, model, X.double())
+
+
 def test_accumulated_gradients_and_checkpoints() -> None:
     torch.manual_seed(0)
     model = bottlenecked().double()
