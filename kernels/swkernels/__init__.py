@@ -11,6 +11,7 @@ and for training
 
     share(map)                                            a map that several read, its statistics taken once; and for each of these
     trained_gather_mm(shared, taps, weight, ...)          gather_mm, differentiable, statistics of the batch among it
+    trained_with_moments(shared, taps, weight, ...)       the same, and the statistics of what it makes, for `share`
     trained_block_sparse_conv2d(maps, taps, ...)          block_sparse_conv2d, differentiable; all made of
     statistics(map)                                       mean and variance of each channel, once for all that read it
     gather_mm_backward(grad, maps, taps, weight, ...)     the gradients of gather_mm, nothing saved but the maps
@@ -34,7 +35,7 @@ from swkernels.gather_mm_backward import Gradients, gather_mm_backward, gather_m
 from swkernels.statistics import centered, centered_reference, statistics, statistics_reference
 from swkernels.taps import Taps
 from swkernels.trained_block_sparse import trained_block_sparse_conv2d
-from swkernels.training import Shared, share, trained_gather_mm
+from swkernels.training import Shared, share, trained_gather_mm, trained_with_moments
 
 __all__ = [
     "BlockSparseGradients",
@@ -61,4 +62,5 @@ __all__ = [
     "statistics_reference",
     "trained_block_sparse_conv2d",
     "trained_gather_mm",
+    "trained_with_moments",
 ]

@@ -44,7 +44,7 @@ class Shared(NamedTuple):
     moments: Tensor | None
 
 
-def share(source: Tensor, *, moments: bool = True, by_kernel: bool = True) -> Shared:
+def share(source: Tensor, *, moments: bool = True, by_kernel: bool = True, known: Tensor | None = None) -> Shared:
     """Let several `trained_gather_mm`, one after the other, read a map and give it one gradient.
 
     Args:
@@ -52,8 +52,9 @@ def share(source: Tensor, *, moments: bool = True, by_kernel: bool = True) -> Sh
         moments: whether norms take its statistics: mean and biased variance of each channel over all rows, in float32 (in float64
             of maps of float64). They are differentiable.
         by_kernel: False computes in plain torch on any device; so do types that the kernels do not take.
+        known: the moments, where `trained_with_moments` made the map, so that they are not taken again.
     """
-    token, *found = _share(source, moments, by_kernel)
+    token, *found = _share(source, moments, by_kernel, known)
     return Shared(source, token, found[0] if found else None)
 
 
@@ -82,9 +83,33 @@ def trained_gather_mm(
     Returns:
         (..., N), or (..., K) without a weight, and the maps for who reads them next. Its gradient cannot be differentiated again.
     """
+    made, after, _ = _called(shared, taps, (*(norm or NO_NORM), activation, weight, bias, by_kernel, False))
+    return made, after
+
+
+def trained_with_moments(
+    shared: Sequence[Shared],
+    taps: Taps,
+    weight: Tensor | None,
+    *,
+    norm: Norm | None = None,
+    activation: str = "none",
+    bias: Tensor | None = None,
+    by_kernel: bool = True,
+) -> tuple[Tensor, tuple[Shared, ...], Tensor]:
+    """Do what `trained_gather_mm` does, and return the moments of the result, too, as `share` wants them: (2, N), or (2, K).
+
+    The kernel that writes the result takes them as it does, of the values as rounded. There must be a row.
+    """
+    made, after, moments = _called(shared, taps, (*(norm or NO_NORM), activation, weight, bias, by_kernel, True))
+    return made, after, moments[0]
+
+
+def _called(shared: Sequence[Shared], taps: Taps, options: tuple[Any, ...]) -> tuple[Tensor, tuple[Shared, ...], list[Tensor]]:
     given, tokens = [one.map for one in shared], [one.token for one in shared]
-    made, *tokens = _trained(given, tokens, taps.flat(), *(norm or NO_NORM), activation, weight, bias, by_kernel)
-    return made, tuple(one._replace(token=token) for one, token in zip(shared, tokens, strict=True))
+    made, *found = _trained(given, tokens, taps.flat(), *options)
+    after = tuple(one._replace(token=token) for one, token in zip(shared, found, strict=False))
+    return made, after, found[len(after) :]
 
 
 def _kernels_take(by_kernel: bool, source: Tensor) -> bool:
@@ -100,13 +125,15 @@ def _in_rows(x: Tensor) -> Tensor:
 
 
 @torch.library.custom_op("swkernels::share", mutates_args=())
-def _share(source: Tensor, moments: bool, by_kernel: bool) -> list[Tensor]:
+def _share(source: Tensor, moments: bool, by_kernel: bool, known: Tensor | None) -> list[Tensor]:
+    if moments and known is not None:
+        return [_token(source), known.clone()]
     found = (statistics if _kernels_take(by_kernel, source) else statistics_reference)(source) if moments else ()
     return [_token(source), *([torch.stack(found)] if found else ())]
 
 
 @_share.register_fake
-def _(source: Tensor, moments: bool, by_kernel: bool) -> list[Tensor]:
+def _(source: Tensor, moments: bool, by_kernel: bool, known: Tensor | None) -> list[Tensor]:
     dtype = torch.float64 if source.dtype == torch.float64 else torch.float32
     return [_token(source), *([source.new_empty((2, source.shape[-1]), dtype=dtype)] if moments else ())]
 
@@ -132,7 +159,7 @@ def _(grad: Tensor | None, of_moments: Tensor, source: Tensor, *_: Any) -> Tenso
 
 
 def _share_saved(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
-    source, _, by_kernel = inputs
+    source, _, by_kernel, _ = inputs
     ctx.set_materialize_grads(False)
     ctx.by_kernel = by_kernel
     if len(output) > 1:
@@ -142,9 +169,9 @@ def _share_saved(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> Non
 def _share_differentiated(ctx: Any, grads: list[Tensor | None]) -> tuple[Any, ...]:
     grad, *of_moments = grads
     if not of_moments or of_moments[0] is None:
-        return grad, None, None
+        return grad, None, None, None
     source, moments = ctx.saved_tensors
-    return _share_backward(grad, of_moments[0], source, moments, ctx.by_kernel), None, None
+    return _share_backward(grad, of_moments[0], source, moments, ctx.by_kernel), None, None, None
 
 
 _share.register_autograd(_share_differentiated, setup_context=_share_saved)
@@ -164,6 +191,7 @@ def _trained(
     weight: Tensor | None,
     bias: Tensor | None,
     by_kernel: bool,
+    moments: bool,
 ) -> list[Tensor]:
     taps, norm, fast = known(tuple(runs)), norm_of(mean, var, norm_weight, norm_bias, eps), _kernels_take(by_kernel, sources[0])
     if not fast and _torch_takes(sources[0], norm):
@@ -171,20 +199,35 @@ def _trained(
         made = made if weight is None else functional.linear(made, weight, bias)
         # Not a view to autograd, so that what follows may write into it, as in-place activations do.
         made = torch.ops.aten._unsafe_view(made, [*sources[0].shape[:-1], made.shape[-1]])
+    elif fast and moments:
+        return _with_moments(sources, taps, weight, norm, activation, bias)
     elif weight is not None:
         made = (gather_mm if fast else gather_mm_reference)(sources, taps, weight, norm=norm, activation=activation, bias=bias)
     else:
         made = (gather if fast else gather_reference)(sources, taps, norm=norm, activation=activation).contiguous()
     if weight is None and norm is None and activation == "none":
         made = made.clone()  # one run alone is a view
-    return [made, *(_token(source) for source in sources)]
+    return [made, *(_token(source) for source in sources), *([torch.stack(statistics_reference(made))] if moments else ())]
+
+
+def _with_moments(
+    sources: Sequence[Tensor], taps: Taps, weight: Tensor | None, norm: Norm | None, activation: str, bias: Tensor | None
+) -> list[Tensor]:
+    """Return what `_trained` does, the moments of the result taken by the kernel that writes it."""
+    count = len(taps) if weight is None else weight.shape[0]
+    found = sources[0].new_empty((2, count), dtype=torch.float32)
+    how: dict[str, Any] = {"norm": norm, "activation": activation, "statistics": (found[0], found[1])}
+    made = gather(sources, taps, **how) if weight is None else gather_mm(sources, taps, weight, bias=bias, **how)
+    return [made, *(_token(source) for source in sources), found]
 
 
 @_trained.register_fake
 def _(sources: Sequence[Tensor], tokens: Sequence[Tensor], runs: Sequence[int], *more: Any) -> list[Tensor]:
     weight = more[6]
     count = len(known(tuple(runs))) if weight is None else weight.shape[0]
-    return [sources[0].new_empty((*sources[0].shape[:-1], count)), *(_token(source) for source in sources)]
+    like, dtype = sources[0], torch.float64 if sources[0].dtype == torch.float64 else torch.float32
+    found = [like.new_empty((2, count), dtype=dtype)] if more[-1] else []
+    return [like.new_empty((*like.shape[:-1], count)), *(_token(source) for source in sources), *found]
 
 
 @torch.library.custom_op("swkernels::trained_gather_mm_backward", mutates_args=())
@@ -290,7 +333,7 @@ def _blocks(like: Tensor, width: int) -> Iterator[Any]:
 
 
 def _saved(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
-    sources, _, runs, mean, var, norm_weight, norm_bias, eps, activation, weight, bias, by_kernel = inputs
+    sources, _, runs, mean, var, norm_weight, norm_bias, eps, activation, weight, bias, by_kernel, _ = inputs
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(*sources, weight, mean, var, norm_weight, norm_bias)
     ctx.runs, ctx.options = runs, (eps, activation, by_kernel)
@@ -298,11 +341,11 @@ def _saved(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
 
 
 def _differentiated(ctx: Any, grads: list[Tensor | None]) -> tuple[Any, ...]:
-    grad, *incoming = grads
     *sources, weight, mean, var, norm_weight, norm_bias = ctx.saved_tensors
+    grad, *incoming = grads[: 1 + len(sources)]  # none comes back through moments: `share` has it
     nothing = [None for _ in sources]
     if grad is None:  # nobody read what this one made
-        return nothing, incoming, *(None for _ in range(10))
+        return nothing, incoming, *(None for _ in range(11))
     eps, activation, by_kernel = ctx.options
     of_maps, of_weight, of_norm, of_norm_bias = _backward(
         grad, incoming, sources, ctx.runs, mean, var, norm_weight, norm_bias, eps, activation, weight, by_kernel
@@ -324,6 +367,7 @@ def _differentiated(ctx: Any, grads: list[Tensor | None]) -> tuple[Any, ...]:
         None,
         None if weight is None else of_weight.to(weight.dtype),
         None if ctx.bias is None else grad.flatten(0, -2).sum(0, dtype=of_weight.dtype).to(ctx.bias),
+        None,
         None,
     )
 

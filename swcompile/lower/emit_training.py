@@ -6,6 +6,10 @@ hands the maps on to the next one that reads them, so that backward their gradie
     a = conv1(x);  a1 = shared(a, 1, ..)
     b = conv2(a);  b1 = shared(b, 1, ..)
     t = train((a1, b1), (0, 0, 16, 1, 0, 8), 1, norm, "relu", conv3.weight, ..);  y = relu(norm2(t[0]));  a2, b2 = t[1]
+
+By kernels, the norm and activation behind a product are a site, too, of the one map; the product takes its statistics on the way:
+
+    t = train(.., moments=True);  c1 = shared(t[0], 1, .., known=t[2]);  y = train((c1,), (0, 0, 64), 1, norm2, "relu", ..)[0]
 """
 
 from __future__ import annotations
@@ -36,6 +40,8 @@ def trained(graph: fx.Graph, root: nn.Module, sites: Sequence[Site], *, by_kerne
     cut = [found for site in sites for found in as_trained(site, root)]
     if not cut:
         return None, ()
+    if by_kernel:
+        cut += [tail for site in sites if (tail := norm_behind(site, root)) is not None]
     copies: dict[fx.Node, fx.Node] = {}
     made = fx.Graph()
     made.output(made.graph_copy(graph, copies))
@@ -60,6 +66,8 @@ def trained(graph: fx.Graph, root: nn.Module, sites: Sequence[Site], *, by_kerne
             _emit_trained(made, site, maps, over, copies, root, by_kernel)
         else:
             _emit_trained_clusters(made, site, copies, root, by_kernel)
+    if by_kernel:
+        _hand_moments_on(made)
     drop_unread(made)
     lay_for_views(made, root)
     lay_for_callers(made, root)
@@ -78,6 +86,33 @@ def as_trained(site: Site, root: nn.Module) -> tuple[Site, ...]:
     if clusters:
         cut = replace(cut, layer=None, support=None, activation=site.activation if site.norm is not None else None)
     return (cut, *clusters) if cut.steps else clusters
+
+
+def norm_behind(site: Site, root: nn.Module) -> Site | None:
+    """Return the norm behind a product that is trained lowered, and its activation, as a site that reads what the product makes.
+
+    Kernels then normalise and activate in one pass, and keep for the backward pass only what they read. Plain torch is left to its
+    own batch norm: for 8x28x28 of 128 channels in float32 that takes 1.4 ms forward and backward on one core, this 3.6.
+    """
+    if site.support is not None or site.layer is None or site.out_norm is None or _over_processes([site.out_norm], root):
+        return None
+    spec = spec_of(site.layer)
+    assert spec is not None, "sites are found among values with shapes"
+    made = (Piece(site.layer, 0, spec.shape[site.axis]),)
+    return Site(site.layer, made, site.axis, norm=site.out_norm, activation=site.out_activation)
+
+
+def _hand_moments_on(made: fx.Graph) -> None:
+    """Let lowered sites take the statistics of what they make, where norms of others read it, in the kernel that writes it."""
+    for node in list(made.nodes):
+        if node.target is not run_training.shared:
+            continue
+        value, axis, moments, _ = node.args
+        is_made = value.target is operator.getitem and value.args[0].target is run_training.train and value.args[1] == 0
+        if moments and is_made and value.args[0].args[3] == axis:
+            value.args[0].kwargs = {"moments": True}
+            with made.inserting_before(node):
+                node.kwargs = {"known": made.call_function(operator.getitem, (value.args[0], 2))}
 
 
 def _clusters_alone(site: Site) -> Site:

@@ -13,7 +13,7 @@ from torch import Tensor, distributed
 from torch._subclasses.fake_tensor import FakeTensor
 
 from swcompile.lower.run import beside, channels_back, channels_last
-from swkernels import Norm, Shared, Taps, share, trained_gather_mm
+from swkernels import Norm, Shared, Taps, share, trained_gather_mm, trained_with_moments
 
 
 def in_rows(x: Tensor, axis: int, by_kernel: bool) -> Tensor:
@@ -21,9 +21,12 @@ def in_rows(x: Tensor, axis: int, by_kernel: bool) -> Tensor:
     return beside(x, axis=axis)[0] if by_kernel else channels_last(x, axis)
 
 
-def shared(x: Tensor, axis: int, moments: bool, by_kernel: bool) -> Shared:
-    """Return a map with its channels last, for all that read it through a norm or a product."""
-    return share(in_rows(x, axis, by_kernel), moments=moments, by_kernel=by_kernel)
+def shared(x: Tensor, axis: int, moments: bool, by_kernel: bool, known: Tensor | None = None) -> Shared:
+    """Return a map with its channels last, for all that read it through a norm or a product.
+
+    `known` are its moments, where `train` made it and has taken them.
+    """
+    return share(in_rows(x, axis, by_kernel), moments=moments, by_kernel=by_kernel, known=known)
 
 
 Moments = tuple[Tensor, Tensor | None]
@@ -84,18 +87,23 @@ def train(
     weight: Tensor | None,
     bias: Tensor | None,
     by_kernel: bool,
-) -> tuple[Tensor, tuple[Shared, ...]]:
+    moments: bool = False,
+) -> tuple[Tensor, tuple[Shared, ...], Tensor | None]:
     """Gather, norm, activate and multiply, where there is a weight; return the maps, too, for those who read them next.
 
     A norm in train mode moves its running statistics along; where `over` has statistics, for each map, it goes by these. The weight
-    is cast to the type of the maps, as autocast does.
+    is cast to the type of the maps, as autocast does. Where `moments` are asked for, the result's are taken as it is written.
     """
     taps, first = Taps.of_flat(runs), maps[0].map
     matrix = None if weight is None else weight.flatten(1).to(first.dtype)
     through = norm is not None and (norm.training or norm.running_mean is None)
     how = _by_the_batch(maps, over, taps, norm) if through else None if norm is None else _as_they_stand(norm)
-    made, maps = trained_gather_mm(maps, taps, matrix, norm=how, activation=activation, bias=bias, by_kernel=by_kernel)
-    return channels_back(made, axis), maps
+    options: dict[str, Any] = {"norm": how, "activation": activation, "bias": bias, "by_kernel": by_kernel}
+    if moments:
+        made, after, found = trained_with_moments(maps, taps, matrix, **options)
+        return channels_back(made, axis), after, found
+    made, after = trained_gather_mm(maps, taps, matrix, **options)
+    return channels_back(made, axis), after, None
 
 
 def _as_they_stand(norm: Any) -> Norm:

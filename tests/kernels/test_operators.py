@@ -146,8 +146,11 @@ def test_torch_finds_nothing_wrong_with_the_operators() -> None:
         "test_faketensor",
     )  # the last one would compare tokens, which hold nothing
     y, token = x.clone().requires_grad_(), torch.zeros_like(x).requires_grad_()
-    torch.library.opcheck(operators.share, (y, True, True), test_utils=checks)
-    torch.library.opcheck(operators.trained_gather_mm, ([x], [token], run, *NORM, "relu", WEIGHT, None, True), test_utils=checks)
+    for known in (None, torch.rand(2, 32).requires_grad_()):
+        torch.library.opcheck(operators.share, (y, True, True, known), test_utils=checks)
+    for weight, moments in ((WEIGHT, False), (WEIGHT, True), (None, True)):
+        given = [x], [token], run, *NORM, "relu", weight, None, True, moments
+        torch.library.opcheck(operators.trained_gather_mm, given, test_utils=checks)
     torch.library.opcheck(operators.share_backward, (x, torch.randn(2, 32), x, torch.rand(2, 32), True))
     torch.library.opcheck(operators.trained_gather_mm_backward, (out, [x], [x.clone()], run, *NORM, "relu", WEIGHT, True))
     torch.library.opcheck(operators.centered, (x, x, *torch.zeros(3, 32)))

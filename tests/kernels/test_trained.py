@@ -15,7 +15,7 @@ from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from swkernels import Norm, Shared, Taps, share, trained_gather_mm
+from swkernels import Norm, Shared, Taps, share, trained_gather_mm, trained_with_moments
 from swkernels.affine import ACTIVATIONS
 from tests.kernels.races import watched
 
@@ -281,3 +281,34 @@ def test_a_token_has_no_memory_and_a_shared_map_is_the_map() -> None:
     assert share(x, moments=False).moments is None
     with torch.no_grad():
         assert not share(x).token.requires_grad
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("product", [True, False])
+def test_moments_that_are_taken_as_a_map_is_made_serve_the_norm_behind(
+    product: bool, dtype: torch.dtype, launched: list[str]
+) -> None:
+    given = {name: value for name, value in parameters(dtype).items() if product or name not in ("weight", "bias")}
+    count, nothing = (6 if product else len(TAPS)), (torch.zeros(len(TAPS)).to(dtype), torch.ones(len(TAPS)).to(dtype))
+    of = [torch.randn(count, dtype=dtype).requires_grad_() for _ in range(2)]
+    grad, asked = torch.randn(3, 4, 5, count, dtype=dtype), [*given.values(), *of]
+    plain = plainly(given, "silu", "batch", nothing)
+    expected = functional.relu(functional.batch_norm(plain.flatten(0, -2), None, None, *of, training=True)).view(plain.shape)
+    with watched(*(value.detach() for value in asked)) as watch:
+        maps = [share(given[f"map {at}"]) for at in range(len(WIDTHS))]
+        norm = Norm(*moments_of(maps, TAPS), given["scale"], given["shift"], 1e-3)
+        made, _, moments = trained_with_moments(
+            maps, TAPS, given.get("weight"), norm=norm, activation="silu", bias=given.get("bias")
+        )
+        one = share(made, known=moments)
+        assert one.moments is not None
+        behind = Norm(*one.moments.unbind(), *of)
+        found, _ = trained_gather_mm([one], Taps.of((0, count)), None, norm=behind, activation="relu")
+        gradients = torch.autograd.grad(found, asked, grad)
+    close = {"rtol": 1e-10, "atol": 1e-10} if dtype == torch.float64 else {"rtol": 1e-4, "atol": 1e-4}
+    torch.testing.assert_close(found, expected, **close)
+    for at, (mine, theirs) in enumerate(zip(gradients, torch.autograd.grad(expected, asked, grad), strict=True)):
+        torch.testing.assert_close(mine, theirs, msg=lambda text, at=at: f"{at}: {text}", **close)
+    assert not watch.faults
+    names = ("_partial", "_joined", "_centered")
+    assert [launched.count(name) for name in names] == ([3, 4, 4] if dtype == torch.float32 else [0, 0, 0])

@@ -64,14 +64,16 @@ def same(ours: nn.Module, model: nn.Module, *inputs: Tensor, tolerance: float = 
 
 @pytest.mark.parametrize("name", sorted(LOWERED))
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_every_architecture_trains_alike(name: str, layout: torch.memory_format) -> None:
+@pytest.mark.parametrize("backend", ["torch", "triton"])
+def test_every_architecture_trains_alike(backend: str, name: str, layout: torch.memory_format) -> None:
+    """In float64, which no kernel takes: what is checked of "triton" is its graph."""
     torch.manual_seed(0)
     build, example = ZOO[name]
     model, x = build().double().to(memory_format=layout), example().double().contiguous(memory_format=layout)
     for one in model.modules():
         if isinstance(one, nn.BatchNorm2d):
             one.bias.data.normal_()
-    ours = in_training(model, x)
+    ours = in_training(model, x, backend)
     assert bool(runs_lowered(ours)) == (not name.startswith("unet")), "a unet's concats meet a 3x3 convolution at once"
     for _ in range(2):
         same(ours, model, x)
@@ -80,11 +82,12 @@ def test_every_architecture_trains_alike(name: str, layout: torch.memory_format)
         torch.testing.assert_close(ours(x), model(x), rtol=1e-9, atol=1e-9)
 
 
-def test_ten_steps_of_a_dense_net_end_where_they_did() -> None:
+@pytest.mark.parametrize("backend", ["torch", "triton"])
+def test_ten_steps_of_a_dense_net_end_where_they_did(backend: str) -> None:
     """And of a rewired ResNet, whose gathers end in 3x3 convolutions and are left alone."""
     rewired = swnet.transform(seeded(resnet20, 0), torch.zeros(1, 3, 16, 16), p=0.3)
     for model, does in ((seeded(densenet, 0), True), (rewired, False)):
-        ours = in_training(model, torch.zeros(2, 3, 16, 16)).double()
+        ours = in_training(model, torch.zeros(2, 3, 16, 16), backend).double()
         assert bool(runs_lowered(ours)) == does
         end_alike(ours, copy.deepcopy(model).double())
 
@@ -117,9 +120,11 @@ def test_a_training_step_goes_through_the_kernels(launched: list[str]) -> None:
     launched.clear()
     same(ours, model, X, tolerance=2e-3)
     forward = sum(launched.count(name) for name in ("_gather_mm", "_gather"))
-    assert forward == launched.count("_data_gradient") == count
+    behind = 12  # the norms behind the bottlenecks' products, each with its activation
+    assert forward == launched.count("_data_gradient") == count + behind
     assert launched.count("_weight_gradient") == launched.count("_gather_mm") == count
-    assert launched.count("_partial") == launched.count("_centered") == 15  # once a map that a norm reads, however many do
+    assert launched.count("_joined") == launched.count("_centered") == 15 + behind  # once a map that a norm reads, however many do
+    assert launched.count("_partial") == 14  # of those, the maps that no product makes: it takes what it makes along
 
 
 def _block(channels: int) -> list[nn.Module]:
@@ -163,29 +168,30 @@ def _dense_block() -> nn.Module:
     return _Dense()
 
 
-def frozen(model: nn.Module) -> None:
-    model.get_submodule("1.layer2.norm1").eval()
+def frozen(norm: Any) -> None:
+    norm.eval()
 
 
-def cumulative(model: nn.Module) -> None:
-    model.get_submodule("1.layer2.norm1").momentum = None  # type: ignore[assignment]
+def cumulative(norm: Any) -> None:
+    norm.momentum = None
 
 
-def untracked(model: nn.Module) -> None:
-    model.get_submodule("1.layer2.norm1").track_running_stats = False  # type: ignore[assignment]
+def untracked(norm: Any) -> None:
+    norm.track_running_stats = False
 
 
-def plain_scale(model: nn.Module) -> None:
-    model.get_submodule("1.layer2.norm1").weight.requires_grad_(False)  # type: ignore[union-attr, operator]
+def plain_scale(norm: Any) -> None:
+    norm.weight.requires_grad_(False)
 
 
 @pytest.mark.parametrize("change", [frozen, cumulative, untracked, plain_scale])
-def test_what_is_set_on_a_norm_later_counts(change: Callable[[nn.Module], None]) -> None:
+@pytest.mark.parametrize(("backend", "name"), [("torch", "norm1"), ("triton", "norm1"), ("triton", "norm2")])
+def test_what_is_set_on_a_norm_later_counts(backend: str, name: str, change: Callable[[Any], None]) -> None:
     torch.manual_seed(0)
     model = bottlenecked().double()
-    ours = in_training(model, X.double())
+    ours = in_training(model, X.double(), backend)
     for one in (ours, model.train()):
-        change(one)
+        change(one.get_submodule(f"1.layer2.{name}"))
     for _ in range(3):
         found, expected = (step(one, X.double()) for one in (ours, model))
         torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
@@ -195,17 +201,65 @@ def test_a_norm_that_averages_over_all_batches_is_lowered_too() -> None:
     """Its share of a batch is a number that only the device knows."""
     torch.manual_seed(0)
     model = bottlenecked().double()
-    model.get_submodule("1.layer2.norm1").momentum = None  # type: ignore[assignment]
+    cumulative(model.get_submodule("1.layer2.norm1"))
     ours = in_training(model, X.double())
     assert runs_lowered(ours)
     for _ in range(3):
         same(ours, model, X.double())
 
 
-def test_accumulated_gradients_and_checkpoints() -> None:
+@pytest.mark.parametrize("activation", [None, nn.ReLU(inplace=True), nn.SiLU(), nn.Tanh()])
+@pytest.mark.parametrize("options", [{}, {"affine": False}, {"momentum": None}])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_the_norm_behind_a_product_is_one_pass(
+    dtype: torch.dtype, options: dict[str, Any], activation: nn.Module | None, launched: list[str]
+) -> None:
+    """With an activation or without, or with one that kernels have not; its buffers move once a step."""
+    model = _Joined(nn.Conv2d(3, 8, 1), nn.BatchNorm2d(11), nn.Conv2d(11, 5, 1), nn.BatchNorm2d(5, **options)).to(dtype)
+    model.behind.extend([] if activation is None else [activation])
+    x = (torch.randn(2, 3, 5, 7) + 10).to(dtype)
+    ours = in_training(model, x, "triton")
+    assert runs_lowered(ours).count("train") == 2
+    for _ in range(3):
+        launched.clear()
+        same(ours, model, x, tolerance=1e-9 if dtype == torch.float64 else 1e-4)
+    assert int(ours.get_buffer("behind.0.num_batches_tracked")) == 3
+    names = ("_gather_mm", "_gather", "_partial", "_joined", "_data_gradient", "_centered")
+    assert [launched.count(name) for name in names] == ([1, 1, 2, 3, 2, 2] if dtype == torch.float32 else [0] * 6)
+
+
+def test_plain_torch_keeps_its_own_norm_behind_a_product() -> None:
+    model, x = _Joined(nn.Conv2d(3, 8, 1), nn.BatchNorm2d(11), nn.Conv2d(11, 5, 1), nn.BatchNorm2d(5)), torch.randn(2, 3, 5, 7)
+    assert runs_lowered(in_training(model, x)).count("train") == 1
+
+
+def test_a_norm_over_processes_behind_a_product_is_left_alone() -> None:
+    model = _Joined(nn.Conv2d(3, 8, 1), nn.BatchNorm2d(11), nn.Conv2d(11, 5, 1), nn.SyncBatchNorm(5))
+    assert runs_lowered(in_training(model, torch.randn(2, 3, 5, 7), "triton")).count("train") == 1
+
+
+def test_a_product_that_a_concat_takes_up_takes_its_statistics_along(launched: list[str]) -> None:
+    """Its readers are a norm of a later concat, and others beside."""
+    model, x = _Chained(), torch.randn(2, 3, 5, 7)
+    ours = in_training(model, x, "triton")
+    launched.clear()
+    same(ours, model, x, tolerance=1e-4)
+    assert launched.count("_gather_mm") == 2
+    assert (launched.count("_partial"), launched.count("_joined")) == (2, 3)
+    same(in_training(model.double(), x.double(), "triton"), model, x.double())
+
+
+def test_no_more_is_kept_for_the_norm_behind_a_product() -> None:
+    torch.manual_seed(0)
+    model, x = _dense_block(), torch.randn(2, 256, 14, 14)
+    assert kept_bytes(in_training(model, x, "triton"), x) <= 1.01 * kept_bytes(in_training(model, x), x)
+
+
+@pytest.mark.parametrize("backend", ["torch", "triton"])
+def test_accumulated_gradients_and_checkpoints(backend: str) -> None:
     torch.manual_seed(0)
     model = bottlenecked().double()
-    ours = in_training(model, X.double())
+    ours = in_training(model, X.double(), backend)
     for one in (ours, model.train()):
         for scale in (1.0, 2.0):
             checkpoint(one, scale * X.double(), use_reentrant=False).square().sum().backward()
@@ -267,7 +321,8 @@ def test_under_autocast_gradients_are_as_good_as_the_models_own(backend: str, dt
     for mine, theirs in zip(*off, strict=True):
         assert 0 < mine <= 2 * theirs
     if backend == "triton":
-        assert launched.count("_data_gradient") == launched.count("_gather_mm") + launched.count("_gather") == 10
+        behind = 8  # the norms behind the bottlenecks' products
+        assert launched.count("_data_gradient") == launched.count("_gather_mm") + launched.count("_gather") == 10 + behind
     program = ours._programs[TRAINING, ("cpu", dtype)].lowered
     assert f"8x8 on {device_name(torch.device('cpu'))} under autocast to {str(dtype)[6:]}: 10 gathers" in str(program.choices)
 
@@ -297,10 +352,11 @@ def test_a_scaler_of_gradients_steps_as_it_does_with_the_model_itself() -> None:
     assert 0.25 <= scale / other <= 4
 
 
-def test_compiles_copies_and_pickles() -> None:
+@pytest.mark.parametrize(("backend", "count"), [("torch", 10), ("triton", 18)])
+def test_compiles_copies_and_pickles(backend: str, count: int) -> None:
     torch.manual_seed(0)
     model = bottlenecked().double()
-    ours = in_training(model, X.double())
+    ours = in_training(model, X.double(), backend)
     again = pickle.loads(pickle.dumps(copy.deepcopy(ours)))
     assert runs_lowered(again)
     compiled, seen = copy.deepcopy(ours), []
@@ -311,7 +367,7 @@ def test_compiles_copies_and_pickles() -> None:
 
     aot_eager = torch._dynamo.lookup_backend("aot_eager")
     found = torch.compile(compiled, backend=noting, fullgraph=True)(X.double())
-    assert sum("trained_gather_mm" in target for target in seen) == 10
+    assert sum("trained_gather_mm" in target for target in seen) == count
     found.square().sum().backward()
     same(again, model, X.double())
     for mine, theirs in zip(compiled.parameters(), model.parameters(), strict=True):
@@ -410,13 +466,28 @@ def test_many_modules_compile_in_one_process() -> None:
 
 
 class _Joined(nn.Module):
-    def __init__(self, first: nn.Module, norm: nn.Module, last: nn.Module) -> None:
+    def __init__(self, first: nn.Module, norm: nn.Module, last: nn.Module, *behind: nn.Module) -> None:
         super().__init__()
         self.first, self.norm, self.last = first, norm, last
+        self.behind = nn.ModuleList(behind)
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.last(torch.relu(self.norm(torch.cat([x, self.first(x)], 1))))
-        return out
+        for module in self.behind:
+            out = module(out)
+        return torch.tanh(out) if self.behind else out
+
+
+class _Chained(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norms = nn.ModuleList(nn.BatchNorm2d(width) for width in (6, 7))
+        self.layers = nn.ModuleList(nn.Conv2d(width, 4, 1) for width in (6, 7))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.layers[0](torch.relu(self.norms[0](torch.cat([x, 2 * x], 1))))
+        z = self.layers[1](torch.relu(self.norms[1](torch.cat([x, y], 1))))
+        return torch.tanh(y) + z
 
 
 class Crossed(nn.Module):
