@@ -228,6 +228,27 @@ def test_statistics_and_what_comes_back_through_them(dtype: torch.dtype) -> None
     check(centered(grad, source, mean, var, mean), centered_reference(grad, source, mean, var, mean), exact)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("rows", "outputs"), [(3, 128), (5000, 100), (40_001, 32), (40_001, 64), (40_001, 128), (2_200_000, 16)])
+def test_statistics_of_what_is_made(rows: int, outputs: int, dtype: torch.dtype) -> None:
+    """By tiles of every size; those of 2,200,000 rows are joined three times."""
+    source, taps = torch.randn(rows, 72, device="cuda", dtype=dtype), Taps.of((0, outputs // 2), (64, 72))
+    weight = (torch.randn(outputs, len(taps), device="cuda") / len(taps) ** 0.5).to(dtype)
+    bias = torch.randn(outputs, device="cuda")
+    for count, product in ((outputs, True), (len(taps), False)):
+        mean, var, again, other = torch.empty(4, count, device="cuda")
+        for taken in ((mean, var), (again, other)):
+            if product:
+                made = gather_mm(source, taps, weight, bias=bias, statistics=taken)
+            else:
+                made = gather(source, taps, activation="relu", statistics=taken)
+        assert torch.equal(mean, again)
+        assert torch.equal(var, other)
+        true = statistics_reference(wide(made))
+        assert torch.allclose(mean.double(), true[0], rtol=1e-5, atol=1e-5)
+        assert torch.allclose(var.double(), true[1], rtol=1e-5)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_a_training_step_of_a_lowered_dense_net(dtype: torch.dtype) -> None:
     """Gradients of the weights: an error at most twice that of the model as it was."""
