@@ -31,7 +31,7 @@ PROGRAMS = 1024
 """A program takes no fewer rows, and there are no more programs than this, however many rows there are."""
 AT_ONCE = 128
 """How many groups of rows one program joins: what is left is joined again. One program that walked through the 6,272 tiles of
-256x56x56 rows would wait for memory longer than reading the map takes."""
+256x56x56 rows would wait for 3 ms at half a microsecond a load, where reading 128 channels takes 0.05 (estimates: not timed)."""
 
 
 def statistics_reference(source: Tensor) -> tuple[Tensor, Tensor]:
