@@ -27,6 +27,7 @@ from swcompile.lower.emit import apart_runs, behind_placeholders, lay_for_caller
 from swcompile.lower.pieces import Piece
 from swcompile.lower.sites import Site
 from swcompile.optimize import drop_unread
+from swcompile.trace.shapes import spec_of
 
 _Map = tuple[fx.Node, int]
 """A map and the axis of its channels."""
