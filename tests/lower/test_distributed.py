@@ -135,6 +135,45 @@ def _synchronising_rank(rank: int, folder: str, done: Any) -> None:
     torch.distributed.destroy_process_group()
 
 
+def _overlap(model: nn.Module, rank: int) -> float:
+    """Return the share of a step's gradients that come after the first bucket has been sent off, which it hides behind."""
+    came: list[str] = []
+    parallel = nn.parallel.DistributedDataParallel(model, bucket_cap_mb=0.005)
+    parallel.register_comm_hook(None, lambda _, bucket: (came.append("bucket"), _sent(bucket))[1])
+    mine = slice(4 * rank, 4 * rank + 4)
+    functional.cross_entropy(parallel(X[mine]), LABELS[mine]).backward()  # the first step orders the buckets by what comes first
+    for parameter in model.parameters():
+        parameter.register_hook(lambda _: came.append("gradient"))
+    came.clear()
+    functional.cross_entropy(parallel(X[mine]), LABELS[mine]).backward()
+    assert came.count("bucket") > 4
+    behind = came[came.index("bucket") :].count("gradient")
+    return behind / came.count("gradient")
+
+
+def _sent(bucket: Any) -> Any:
+    whole = bucket.buffer() / 2
+    return torch.distributed.all_reduce(whole, async_op=True).get_future().then(lambda found: found.value()[0])
+
+
+def _overlapping_rank(rank: int, folder: str, done: Any) -> None:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+    lowered = swnet.lower(_model(), X[:4], backend="torch", training=True).train()
+    torch.save((_overlap(lowered, rank), _overlap(_model(), rank)), f"{folder}/{rank}.pt")
+    done.wait(240)
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="this torch has no gloo")
+def test_gradients_are_sent_while_others_are_still_to_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As soon as those of the model itself: a layer gives its own, where a region that is one operation would give all at its end."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    for lowered, plain in _meet(_overlapping_rank, tmp_path):
+        assert plain > 0.8
+        assert lowered >= plain - 0.05
+
+
 @pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="this torch has no gloo")
 @pytest.mark.parametrize("way", WAYS)
 def test_ranks_end_where_those_of_the_model_itself_do(way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
