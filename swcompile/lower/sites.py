@@ -81,7 +81,12 @@ def find_sites(graph: fx.Graph, root: nn.Module) -> tuple[Site, ...]:
     """
     if _writes(graph):
         return ()
-    found = (site for node in graph.nodes for site in (_behind(node, root) if is_cat(node) else _in_clusters(node, root)))
+    found = [site for node in graph.nodes if is_cat(node) for site in _behind(node, root)]
+    taken = {site.layer for site in found}
+    clusters = (site for node in graph.nodes if not is_cat(node) for site in _in_clusters(node, root))
+    found += (site for site in clusters if site.layer not in taken)
+    order = {node: place for place, node in enumerate(graph.nodes)}
+    found.sort(key=lambda site: order[site.cat])
     return tuple(site for site in found if site.axis == -1 or not _shows_how_it_lies(site.last))
 
 

@@ -52,7 +52,15 @@ class Reads(nn.Module):
 
     def forward(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
         a = torch.split(a, self.skipped, self.axis)[1] if self.skipped[0] else a
-        return self.behind(self.layer(self.before(torch.cat([a, b], self.axis)))), torch.relu(b)
+        made = _through(self.behind, self.layer(_through(self.before, torch.cat([a, b], self.axis))))
+        return torch.tanh(made), torch.relu(b)  # what leaves a model is left as it lies
+
+
+def _through(module: nn.Module, x: Tensor) -> Tensor:
+    """Call the parts of a sequence one by one: as a whole, in which no layer is, it would stay one call of the traced model."""
+    for one in module if isinstance(module, nn.Sequential) else (module,):
+        x = one(x)
+    return x
 
 
 def lower_with(
@@ -188,6 +196,15 @@ def test_every_kind_through_the_kernel(name: str, dtype: torch.dtype, launched: 
     assert launched.count("_block_sparse_conv2d") == 1
     tolerance = 1e-5 if dtype == torch.float32 else 2e-2
     torch.testing.assert_close(tuple(x.double() for x in found), expected, rtol=tolerance, atol=tolerance)
+
+
+def test_a_norm_in_front_belongs_to_the_layers_site() -> None:
+    model = Reads(nn.Conv2d(12, 20, 3), nn.Sequential(norms(12, 4), nn.ReLU()), nn.Identity(), 1).eval()
+    maps = torch.randn(2, 6, 5, 4), torch.randn(2, 6, 5, 4)
+    _, lowered = lower_with(masked(nn.Conv2d, HALVES, 12, 3), model, maps, "torch")
+    (choices,) = swnet.ledger(lowered).lowered
+    assert len(choices.gathers) == 1
+    assert {type(lowered.get_submodule(path)) for path in lowered.programs[0].bypassed} == {MaskedConv2d, nn.BatchNorm2d, nn.ReLU}
 
 
 def tiled(model: nn.Module) -> RewiredModule:

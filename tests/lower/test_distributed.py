@@ -167,7 +167,7 @@ def _overlapping_rank(rank: int, folder: str, done: Any) -> None:
 
 @pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="this torch has no gloo")
 def test_gradients_are_sent_while_others_are_still_to_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As soon as those of the model itself: a layer gives its own, where a region that is one operation would give all at its end."""
+    """As soon as the model's own: a layer gives its own, where a region that is one operation would give all at its end."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     for lowered, plain in _meet(_overlapping_rank, tmp_path):
         assert plain > 0.8
