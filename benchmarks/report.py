@@ -1,0 +1,123 @@
+"""Write the report on training speed from raw curves alone: tables and plots, the same to the byte from the same curves.
+
+    python -m benchmarks.report benchmarks/results/convergence               all grids; into benchmarks/results/convergence/report
+    python -m benchmarks.report FOLDER FOLDER --out DIR                      some grids, elsewhere
+
+It writes report.md, a plot of each group's curves (curves-*.svg) and one of all ratios (ratios.svg). The rules are in
+benchmarks/reporting: curves.py (targets, and when one is reached), ratios.py (ratios, intervals, runs that never get there),
+regression.py (which figure predicts the speed-up), judged.py (the paper's numbers, and what the project asks for).
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from benchmarks.record import RESULTS, write_whole
+from benchmarks.reporting import plots, tables
+from benchmarks.reporting.curves import COSTS, FRACTIONS, Group, Run, grouped, read
+from benchmarks.reporting.figures import figures
+from benchmarks.reporting.judged import Compared
+from benchmarks.reporting.ratios import RESAMPLES, compared
+
+KINDS = {
+    "constant": ("Constant rate", "Nothing but the network decides when a target is reached."),
+    "plateau": (
+        "Rate halved on a plateau",
+        "The paper's schedule: each run's own stalling lowers its rate, so that the point of the final error depends on it.",
+    ),
+    "decaying": (
+        "Rate that falls by the clock",
+        "One-cycle, cosine or steps: all arms share the decay, and most of the error falls with it. That caps what any network can "
+        "show at the final target; these ratios do not compare with those at a constant rate.",
+    ),
+}
+RULES = f"""\
+- A target is the mean test error of the originals' runs at {", ".join(f"{share:.0%}" for share in FRACTIONS)} of their budget.
+- It is reached at the first evaluation at which the median of it and its two neighbours is at or below the target. The original
+  is timed by the same rule as the arms, and so may be there before the share of its budget that the target is named after.
+- A ratio is the originals' cost over the arm's, geometric means over runs; above 1 the arm is sooner. MACs are those of the forward
+  pass. In brackets is a 95% interval: the bootstrap's standard error ({RESAMPLES:,} resamples of seeds, paired between arms where
+  they are the same) by Student's t, none for a single seed. Targets are taken as given.
+- A run that never gets there is right-censored and enters at its end. ">=" marks a ratio that is too low by that, since runs of the
+  original are among them; "<=" one that is too high, since runs of the arm are; where both are, the ratio is not known. Of the
+  interval the end that stands is given.
+- ± is the standard deviation over runs. Bands in the plots are 95% intervals of the mean by Student's t.
+- Seconds are those of training alone, on the hardware named, beside whatever else ran on it.
+"""
+
+
+def report(runs: Sequence[Run], command: str) -> dict[str, str]:
+    """Return the report's files by name."""
+    groups = grouped(runs)
+    made = [(group, compared(group, COSTS)) for group in groups]
+    files = {f"curves-{group.slug}.svg": plots.curves(group) for group in groups}
+    files["ratios.svg"] = plots.forest(made, FRACTIONS[-1])
+    return {"report.md": "\n".join(_text(made, command))} | files
+
+
+def _text(made: Compared, command: str) -> Iterator[str]:
+    yield "# Does it train faster? What the raw curves say\n"
+    yield f"Written by `{command}`; do not edit.\n"
+    yield RULES
+    yield "## What the project asks for\n"
+    yield tables.targets(made)
+    yield "## Beside the paper\n"
+    yield tables.paper(made)
+    yield "## All ratios at the original's final error\n"
+    yield "![ratios](ratios.svg)\n"
+    for kind, (heading, why) in KINDS.items():
+        chosen = [(group, every) for group, every in made if group.kind == kind]
+        yield f"## {heading}\n"
+        yield f"{why}\n"
+        if not chosen:
+            yield "No curves yet.\n"
+            continue
+        for group, every in chosen:
+            yield f"### {group.name}\n"
+            yield _about(group)
+            yield f"![curves](curves-{group.slug}.svg)\n"
+            yield tables.ends(group)
+            yield tables.ratios(every)
+            yield tables.networks(group, figures)
+        yield f"### {heading}: which figure predicts the ratio in steps?\n"
+        yield (
+            "R2 on models left out / on the points themselves, at each target. Below 0 the others' mean predicts better. Pairs of "
+            "figures but for C with L are the best of many, which flatters them.\n"
+        )
+        yield tables.regression(chosen, figures)
+
+
+def _about(group: Group) -> str:
+    """Say what the runs have in common, and what should not be compared."""
+    options = group.originals[0].options
+    named = ("epochs", "batch", "momentum", "weight_decay", "evaluations", "bfloat16")
+    asked = ", ".join(f"{key} {options[key]}" for key in named if key in options)
+    first = [run.records[0] for run in group.runs]
+    hardware = sorted({str(one.get("hardware", "unknown hardware")) for one in first})
+    commits = sorted({str(one.get("commit", "unknown"))[:12] for one in first})
+    lines = [f"{group.subset}. {asked}. {'; '.join(hardware)}. Commits {', '.join(commits)}.\n"]
+    if len(hardware) > 1:
+        lines.append("The runs ran on different hardware: their seconds do not compare.\n")
+    rates = {arm: "/".join(sorted({f"{run.lr:g}" for run in runs})) for arm, runs in group.arms.items()}
+    lines.append(f"Learning rate: {', '.join(f'{arm} {rate}' for arm, rate in rates.items())}.\n")
+    if group.unfinished:
+        who = ", ".join(f"{run.arm} seed {run.seed} (step {run.last['step']})" for run in group.unfinished)
+        lines.append(f"Not finished, and left out: {who}.\n")
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Read the curves and write the report."""
+    parser = argparse.ArgumentParser(description="Write tables and plots from raw curves.")
+    parser.add_argument("folders", nargs="+", type=Path, help="folders of raw curves (*.jsonl), searched in depth")
+    parser.add_argument("--out", type=Path, default=RESULTS / "convergence" / "report", help="where the report goes")
+    options = parser.parse_args(arguments)
+    command = " ".join(["python -m benchmarks.report", *(folder.as_posix() for folder in options.folders)])
+    for name, text in report(read(options.folders), command).items():
+        print(write_whole(options.out / name, text))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,146 @@
+"""The report's tables, in Markdown."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import numpy as np
+
+from benchmarks.reporting.curves import COSTS, FRACTIONS, ORIGINAL, Group, Run
+from benchmarks.reporting.judged import PAPER, Compared, judged, ours
+from benchmarks.reporting.ratios import Comparison
+from benchmarks.reporting.regression import CHANGE, FEWEST_MODELS, FIGURES, Point, fit, predictors, sets
+
+COLUMNS = {"step": "steps", "epoch": "epochs", "macs": "MACs", "seconds": "clock"}
+BEST_PAIRS = 5
+
+
+def markdown(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a table in Markdown, its first column left-aligned and the others right-aligned."""
+    lines = [headings, ["---", *["---:"] * (len(headings) - 1)], *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+
+def spread(values: Sequence[float], form: str) -> str:
+    """Return a mean with its standard deviation, where there is one."""
+    deviation = f" ± {np.std(values, ddof=1):{form}}" if len(values) > 1 else ""
+    return f"{np.mean(values):{form}}{deviation}"
+
+
+def ends(group: Group) -> str:
+    """Return the table of what each arm is and ends with."""
+    measured = ("training loss", "test error, %", "s a step", "peak memory, MB")
+    headings = ("arm", "runs", "parameters", "MACs a sample (10^6)", *measured)
+    return markdown(headings, [_end(arm, runs) for arm, runs in group.arms.items()])
+
+
+def _end(arm: str, runs: Sequence[Run]) -> list[str]:
+    last = [run.last for run in runs]
+    batch = [run.options.get("batch") for run in runs]
+    macs = [one["macs"] / one["step"] / size / 1e6 for one, size in zip(last, batch, strict=True) if size]
+    peaks = [peak / 1e6 for peak in (run.peak() for run in runs) if peak is not None]
+    return [
+        arm,
+        str(len(runs)),
+        f"{np.mean([one['params'] for one in last]):,.0f}",
+        f"{np.mean(macs):.1f}" if macs else "?",
+        spread([run.values("train_loss")[-1] for run in runs], ".4f"),
+        spread([100 * one["test_error"] for one in last], ".2f"),
+        spread([one["seconds"] / one["step"] for one in last], ".4f"),
+        spread(peaks, ".0f") if peaks else "not measured",
+    ]
+
+
+def ratios(every: Sequence[Comparison]) -> str:
+    """Return the table of how many times sooner each arm reached each target than the original."""
+    headings = ("target", "arm", "runs there", "steps", *(f"ratio, {COLUMNS[cost]}" for cost in COSTS), "clock over steps")
+    return markdown(headings, [_ratio(one) for one in every])
+
+
+def _ratio(one: Comparison) -> list[str]:
+    target = f"{100 * one.target:.2f}% ({one.share:.0%})"
+    begin = [target, one.arm, f"{one.got_there} of {one.runs}", f"{one.steps:,.0f}"]
+    if one.arm == ORIGINAL:
+        return [*begin, *["1"] * len(COSTS), "1"]
+    return [*begin, *(str(one.ratios[cost]) for cost in COSTS), f"{one.clock:.2f}"]
+
+
+def paper(compared: Compared) -> str:
+    """Return the table of the papers' numbers beside ours."""
+    headings = ("model, data", "original: error % after epochs", "SWNet", "ratio", "ours, epochs to the original's final error")
+    return markdown(headings, [(row.named, row.original, row.small_world, row.ratio, ours(compared, row)) for row in PAPER])
+
+
+def targets(compared: Compared) -> str:
+    """Return the table of what the project asks for, and what there is."""
+    rows = []
+    for one in judged(compared):
+        said = "not measured"
+        if one.value is not None:
+            said = "met" if one.value >= one.least else f"**not met**, short by {one.least - one.value:.2f}"
+        rows.append((one.what, f"{one.least:.2f}", "" if one.value is None else f"{one.value:.2f}", said, one.how))
+    return markdown(("target", "at least", "measured", "", "which"), rows)
+
+
+Figures = Callable[[Sequence[Run]], Mapping[str, float] | None]
+
+
+def networks(group: Group, figures: Figures) -> str:
+    """Return the table of each arm's figures; where they cannot be known, the row says so."""
+    rows = []
+    for arm, runs in group.arms.items():
+        found = figures(runs)
+        rows.append((arm, *(["?"] * len(FIGURES) if found is None else [_figure(found, name) for name in FIGURES])))
+    return markdown(("arm", *FIGURES), rows)
+
+
+def _figure(found: Mapping[str, float], name: str) -> str:
+    return f"{found[name] / 1e6:.1f}M" if name == "MACs" else f"{found[name]:.4g}"
+
+
+def points(compared: Compared, figures: Figures, share: float) -> list[Point]:
+    """Return a point for each arm whose figures and ratio are known: its log ratio in steps at one target, bounds as they are."""
+    made = []
+    for group, every in compared:
+        original = figures(group.originals)
+        for one in every:
+            found = None if one.share != share or one.arm == ORIGINAL else figures(group.arms[one.arm])
+            if found is not None and original is not None and one.ratios["step"].bound != "?":
+                made.append(Point(group.model, one.arm, math.log(one.ratios["step"].value), predictors(found, original)))
+    return made
+
+
+def regression(compared: Compared, figures: Figures) -> str:
+    """Return the table of which figures predict the log ratio in steps: R2 on models left out, and on the points themselves."""
+    by_share = {share: points(compared, figures, share) for share in FRACTIONS}
+    counts = [f"{len(found)} arms of {_models(found)} models at {share:.0%}" for share, found in by_share.items()]
+    said = f"Points: {', '.join(counts)}.\n"
+    rows = []
+    for names in sets():
+        fits = [fit(found, names) for found in by_share.values()]
+        known = [one.left_out for one in fits if not math.isnan(one.left_out)]
+        rows.append((names, float(np.mean(known)) if known else -math.inf, [_fit(one.left_out, one.r2) for one in fits]))
+    if all(order == -math.inf for _, order, _ in rows):
+        return f"{said}Too few to leave models out: {FEWEST_MODELS} are needed, so nothing is said yet.\n"
+    headings = ("predictors", *(f"{share:.0%}" for share in FRACTIONS))
+    return f"{said}\n" + markdown(headings, [[" and ".join(names), *shown] for names, _, shown in _chosen(rows)])
+
+
+def _models(found: Sequence[Point]) -> int:
+    return len({point.model for point in found})
+
+
+def _fit(left_out: float, own: float) -> str:
+    return " / ".join("too few" if math.isnan(value) else f"{value:.2f}" for value in (left_out, own))
+
+
+Row = tuple[tuple[str, ...], float, list[str]]
+
+
+def _chosen(rows: Sequence[Row]) -> Iterator[Row]:
+    """Yield all single predictors, C with L, and of the other pairs the best."""
+    declared = (("C", "L"), (f"{CHANGE}C", f"{CHANGE}L"))
+    yield from (row for row in rows if len(row[0]) == 1 or row[0] in declared)
+    pairs = [row for row in rows if len(row[0]) > 1 and row[0] not in declared and row[1] > -math.inf]
+    yield from sorted(pairs, key=lambda row: (-row[1], row[0]))[:BEST_PAIRS]

@@ -1,0 +1,335 @@
+"""The report on training speed: its rules on synthetic curves whose true ratio is known, and its files to the byte."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import swnet
+from benchmarks import models, report
+from benchmarks.record import RESULTS
+from benchmarks.reporting import plots, tables
+from benchmarks.reporting.curves import COSTS, Group, Run, grouped, reached, read
+from benchmarks.reporting.figures import figures
+from benchmarks.reporting.judged import PAPER, judged, ours
+from benchmarks.reporting.ratios import Comparison, Ratio, Spent, compare, compared
+from benchmarks.reporting.regression import FIGURES, Point, fit, predictors
+
+ROOT = RESULTS.parent.parent
+NONE = Ratio(1.0, math.nan, math.nan)
+
+
+def synthetic(
+    arm: str = "original",
+    seed: int = 0,
+    rate: float = 1.0,
+    *,
+    errors: Sequence[float] | None = None,
+    noise: float = 0.0,
+    pace: float = 0.1,
+    **other: Any,
+) -> Run:
+    """Return a curve whose test error falls as exp(-rate * epoch): twice the rate is there in half the steps."""
+    draw = np.random.default_rng([seed, sum(arm.encode())])
+    steps = np.arange(1, (len(errors) if errors is not None else 800) + 1) * 10
+    exact = 0.9 * np.exp(-rate * steps / 1000) if errors is None else np.array(errors)
+    measured = exact * np.exp(noise * draw.standard_normal(len(steps)))
+    told = {"grid": "g", "model": "convnet_c", "data": "cifar10", "arm": arm, "seed": seed, "p": 0.3, "lr": 0.1, "params": 10}
+    told |= {"wiring": None if arm == "original" else "block", "options": {"schedule": "constant", "batch": 2}} | other
+    points = zip(steps.tolist(), measured.tolist(), strict=True)
+    return Run(
+        tuple(
+            told
+            | {"step": step, "epoch": step / 1000, "macs": step * 2000, "seconds": pace * step}
+            | {"train_loss": error * 3, "test_error": error}
+            for step, error in points
+        )
+    )
+
+
+def at(runs: Sequence[Run], arm: str, share: float) -> Comparison:
+    (group,) = grouped(runs)
+    (found,) = [one for one in compared(group, COSTS) if (one.arm, one.share) == (arm, share)]
+    return found
+
+
+def test_a_target_is_reached_where_the_median_of_three_is() -> None:
+    assert reached([3, 1, 3, 3, 2, 2], 2) == 4  # not at the dip of the second evaluation
+    assert reached([3, 3, 3], 2) is None
+    assert reached([5, 4, 3, 2], 2) == 3  # a falling curve is there at its first value at the target, the last one included
+    assert reached([3, 2, 3, 1, 3, 3], 2) == 2  # two of three are enough, be they its neighbours
+    assert reached([3, math.nan, 3, 3, 3], 9) == 3  # no median is taken over what is no number
+
+
+def test_targets_are_the_originals_mean_errors_at_each_quarter() -> None:
+    (group,) = grouped([synthetic(seed=seed, errors=[8 + seed, 6, 6, 4, 4, 3, 2, 1 + seed]) for seed in (0, 1)])
+    assert group.targets == {0.25: 6.0, 0.5: 4.0, 0.75: 3.0, 1.0: 1.5}
+
+
+def test_a_curve_twice_as_fast_has_the_ratio_two() -> None:
+    runs = [synthetic(arm, rate=rate, pace=pace) for arm, rate, pace in (("original", 0.5, 0.1), ("fast", 1.0, 0.2))]
+    found = at(runs, "fast", 1.0)
+    assert [found.ratios[cost].value for cost in ("step", "epoch", "macs")] == pytest.approx([2.0] * 3)
+    assert found.ratios["seconds"].value == pytest.approx(1.0)
+    assert found.clock == pytest.approx(0.5)
+    assert math.isnan(found.ratios["step"].low)  # of one seed there is no interval
+    assert str(found.ratios["step"]) == "2.00"
+
+
+def paired(spread: float, arm_seeds: Sequence[int]) -> Comparison:
+    """Compare an arm of twice the rate where seeds make both sides faster or slower by the same factor."""
+    factor = {seed: math.exp(spread * place) for seed, place in enumerate((-1, 1, 0.5, -0.5, 0.8, -0.3))}
+    runs = [synthetic(seed=seed, rate=factor[seed], noise=0.01) for seed in (0, 1, 2)]
+    runs += [synthetic("fast", seed, 2 * factor[seed], noise=0.01) for seed in arm_seeds]
+    return at(runs, "fast", 0.5)
+
+
+def test_the_interval_covers_the_true_ratio_and_pairs_runs_of_one_seed() -> None:
+    same, other = paired(0.2, (0, 1, 2)).ratios["step"], paired(0.2, (3, 4, 5)).ratios["step"]
+    for ratio in (same, other):
+        assert ratio.low < 2 < ratio.high
+    assert same.high / same.low < 1.1 < 2 < other.high / other.low
+
+
+def test_sides_may_have_other_seeds_and_other_numbers_of_them() -> None:
+    found = paired(0.05, (2, 3))
+    assert (found.runs, found.originals) == (2, 3)
+    assert found.ratios["step"].low < 2 < found.ratios["step"].high
+    assert math.isnan(paired(0.05, (3,)).ratios["step"].low)
+
+
+@pytest.mark.parametrize(("ahead", "count", "least"), [((0, 0), 3, 0.92), ((0, 0), 6, 0.92), ((0, 100), 3, 0.92)])
+def test_the_interval_covers_in_as_many_cases_as_it_says(ahead: tuple[int, int], count: int, least: float) -> None:
+    """Simulated with log costs that vary by seed on both sides, paired by seed or (seeds 100 apart) not."""
+    draw = np.random.default_rng(0)
+    covered = []
+    for _ in range(500):
+        shared = draw.normal(0, 0.3, count) if ahead == (0, 0) else np.zeros(count)
+        sides = [
+            [Spent(first + seed, first + seed, math.exp(mean + shared[seed] + draw.normal(0, 0.2))) for seed in range(count)]
+            for first, mean in zip(ahead, (math.log(2), 0.0), strict=True)
+        ]
+        found = compare(*sides)
+        covered.append(found.low <= 2 <= found.high)
+    assert least <= np.mean(covered) <= 0.995
+
+
+def test_topologies_are_resampled_too() -> None:
+    original = [Spent(seed, seed, 8.0) for seed in range(3)]
+    same = [Spent(seed, topology, 4.0) for seed in range(3) for topology in range(3)]
+    by_topology = [replace(one, cost=4.0 * 1.5**one.topology) for one in same]
+    assert compare(original, same).high == pytest.approx(2.0)
+    crossed = compare(original, by_topology)
+    assert crossed.high > 1.2 * crossed.value
+    own = [replace(one, topology=one.topology * 1000 + one.seed) for one in by_topology]
+    nested = compare(original, own)
+    assert nested.high == pytest.approx(nested.value)  # each seed has all of the spread, so that seeds do not differ
+
+
+def test_runs_that_never_get_there_make_the_ratio_a_bound() -> None:
+    there, never = Spent(0, 0, 4.0), Spent(1, 1, 8.0, censored=True)
+    full = [there, replace(never, censored=False)]
+    assert compare(full, [there, never]).bound == "<="
+    assert compare([there, never], full).bound == ">="
+    assert compare([there, never], [there, never]).bound == "?"
+    assert str(Ratio(1.5, 1.0, 2.0, "<=")) == "<= 1.50 (up to 2.00)"
+    assert str(Ratio(1.5, 1.0, 2.0, ">=")) == ">= 1.50 (from 1.00)"
+    assert str(Ratio(1.5, 1.0, 2.0, "?")) == "not known"
+
+
+def test_a_censored_curve_is_counted_and_enters_at_its_end() -> None:
+    runs = [*(synthetic(seed=seed) for seed in (0, 1)), synthetic("slow", 0, 0.5), synthetic("slow", 1, 1.0)]
+    found = at(runs, "slow", 1.0)
+    assert (found.got_there, found.runs, found.originals_there) == (1, 2, 2)
+    assert found.steps == 8000.0
+    assert found.ratios["step"].bound == "<="
+    half = at(runs, "slow", 0.5)
+    assert half.ratios["step"].bound == ""
+    assert half.ratios["step"].value == pytest.approx(math.sqrt(0.5), abs=0.01)
+
+
+def test_only_runs_that_compare_are_grouped() -> None:
+    other = {"schedule": "constant", "batch": 4}
+    with pytest.raises(SystemExit, match="batch is 2 in one and 4 in another"):
+        grouped([synthetic(), synthetic("fast", options=other)])
+    with pytest.raises(SystemExit, match="no finished curve of an original"):
+        grouped([synthetic("fast")])
+    with pytest.raises(SystemExit, match="two curves are of arm fast"):
+        grouped([synthetic(), synthetic("fast"), synthetic("fast")])
+    (tuned,) = grouped([synthetic(base_lr=0.1), synthetic("fast", base_lr=0.3)])
+    assert "Learning rate: original 0.1, fast 0.3." in report._about(tuned)
+
+
+def test_unfinished_runs_are_named_and_left_out() -> None:
+    (group,) = grouped([synthetic(), synthetic("fast"), synthetic("fast", 1, errors=[0.5, 0.4])])
+    assert [run.seed for run in group.arms["fast"]] == [0]
+    assert "Not finished, and left out: fast seed 1 (step 20)." in report._about(group)
+
+
+def test_schedules_are_kept_apart_and_read_off_the_rate_where_not_named() -> None:
+    falling = Run(tuple({**record, "lr": 1 / record["step"]} for record in synthetic(options={}).records))
+    groups = grouped([synthetic(options={}), falling, synthetic(options={"schedule": "plateau"})])
+    assert [group.kind for group in groups] == ["constant", "decaying", "plateau"]
+
+
+@pytest.mark.parametrize(("line", "said"), [("{", "is not a curve of JSON lines"), ('{"grid": "g"}', "has no 'model'")])
+def test_what_is_no_curve_is_refused(tmp_path: Path, line: str, said: str) -> None:
+    (tmp_path / "run.jsonl").write_text(line + "\n")
+    with pytest.raises(SystemExit, match=said):
+        read([tmp_path])
+    with pytest.raises(SystemExit, match="no curves"):
+        read([tmp_path / "nothing"])
+
+
+def test_curves_of_tuning_are_no_evidence(tmp_path: Path) -> None:
+    for name, run in (("a", synthetic()), ("b", synthetic(grid="g-tuning"))):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in run.records))
+    assert [run.key[0] for run in read([tmp_path])] == ["g"]
+
+
+def test_a_run_that_diverged_is_reported() -> None:
+    broken = Run(tuple({**record, "train_loss": None, "test_error": 0.9} for record in synthetic("broken").records))
+    (group,) = grouped([synthetic(), broken])
+    assert "| broken | 1 |" in tables.ends(group)
+    assert at([synthetic(), broken], "broken", 1.0).ratios["step"].bound == "<="
+    assert "nan" not in plots.curves(group).lower()
+
+
+def points(count: int, noise: float) -> list[Point]:
+    draw = np.random.default_rng(1)
+    made = []
+    for number in range(count):
+        for arm in range(4):
+            x = {name: float(draw.standard_normal()) for name in FIGURES}
+            made.append(Point(f"model{number}", f"arm{arm}", 2 * x["C"] - x["L"] + noise * float(draw.standard_normal()), x))
+    return made
+
+
+def test_the_regression_finds_what_predicts_on_models_left_out() -> None:
+    exact = fit(points(4, 0.0), ("C", "L"))
+    assert exact.left_out == pytest.approx(1.0)
+    assert fit(points(4, 0.0), ("S",)).left_out < 0.3
+    noisy = fit(points(4, 0.7), ("C", "L"))
+    assert 0.4 < noisy.left_out < noisy.r2 < 0.98
+
+
+def test_the_regression_says_nothing_of_too_few_models() -> None:
+    assert math.isnan(fit(points(2, 0.0), ("C",)).left_out)
+    assert math.isnan(fit(points(4, 0.0)[:3], ("C", "L")).r2)
+    scarce = [point for point in points(3, 0.0) if point.arm == "arm0"]
+    assert math.isnan(fit(scarce, ("C",)).left_out)
+
+
+def test_a_model_left_out_is_not_seen() -> None:
+    made = points(4, 0.0)
+    odd = [replace(point, y=point.y + 100) if point.model == "model3" else point for point in made]
+    assert fit(odd, ("C", "L")).left_out < 0.1  # nothing in the other models tells of the shift
+
+
+def test_predictors_are_figures_and_their_change() -> None:
+    plain = {"S": 0.0, "C": 0.0, "L": 4.0, "density": 0.1, "effective depth": 20.0, "mean path": 20.0, "MACs": 100.0}
+    made = predictors(plain | {"C": 0.1, "L": 2.0}, plain)
+    assert made["C"] == made["change of C"] == 0.1
+    assert made["L"] == pytest.approx(math.log(2))
+    assert made["change of L"] == pytest.approx(-math.log(2))
+    assert made["change of MACs"] == 0.0
+
+
+def test_figures_are_those_of_the_network_that_was_trained() -> None:
+    told: dict[str, Any] = {"model": "plain_cnn21", "p": 0.3, "topology_seed": 3, "options": {}}
+    found = figures([synthetic("block-p0.3", 3, **told)])
+    example = torch.zeros(2, 3, 32, 32)
+    side = swnet.ledger(swnet.transform(models.plain_cnn21(), example, p=0.3, seed=3)).after
+    assert found is not None
+    assert (found["C"], found["L"], found["mean path"], found["MACs"]) == (side.C, side.L, side.mean_path, side.macs)
+    plain = figures([synthetic(**told)])
+    assert plain is not None
+    assert (plain["C"], plain["mean path"]) == (0.0, 21.0)
+    assert figures([synthetic(model="nobody's")]) is None
+    recorded = {"S": 1, "C": 2, "L": 3, "graph_density": 4, "effective_depth": 5, "mean_path": 6, "macs": 7}
+    assert figures([synthetic(figures=recorded)]) == dict(zip(FIGURES, range(1, 8), strict=True))
+
+
+def plateau(rates: Sequence[float], noise: float = 0.0) -> list[tuple[Group, list[Comparison]]]:
+    told: dict[str, Any] = {"options": {"schedule": "plateau"}}
+    runs = [synthetic(seed=seed, rate=0.5, noise=noise, **told) for seed in range(3)]
+    runs += [synthetic("block", seed, rate, noise=noise, **told) for seed, rate in enumerate(rates)]
+    return [(group, compared(group, COSTS)) for group in grouped(runs)]
+
+
+def test_the_papers_ratio_is_judged_with_the_lower_end_of_its_interval() -> None:
+    met = {one.what.rpartition(",")[2]: one for one in judged(plateau([1.5, 1.6, 1.7])) if "ConvNet-C" in one.what}
+    first, low = met.values()
+    assert first.value == pytest.approx(3.2, abs=0.1)
+    assert low.value is not None
+    assert 2 < low.value < (first.value or 0)
+    assert "block (g, plateau): 3.19 (2.7" in ours(plateau([1.5, 1.6, 1.7]), PAPER[0])
+    assert ours(plateau([1.5, 1.6, 1.7]), PAPER[1]) == "not measured"
+
+
+def test_a_ratio_too_high_for_runs_that_never_get_there_meets_no_target() -> None:
+    first, low = judged(plateau([4.0, 4.0, 0.3]))[:2]
+    assert low.value is None
+    assert first.value is None or first.value < first.least
+
+
+def test_what_was_not_measured_is_said() -> None:
+    assert all(one.value is None for one in judged([]))
+    assert tables.targets([]).count("not measured") == 5
+
+
+def test_the_constant_rate_is_judged_over_all_pairs() -> None:
+    runs = [
+        synthetic(arm, rate=rate, data=data)
+        for data, fast in (("a", 1.0), ("b", 2.0))
+        for arm, rate in (("original", 0.5), ("block", fast))
+    ]
+    found = [one for one in judged([(group, compared(group, COSTS)) for group in grouped(runs)]) if "Constant" in one.what]
+    assert [one.value for one in found] == [pytest.approx(math.sqrt(8), abs=0.05)]
+    assert "2 pairs" in found[0].how
+
+
+def curve_files(folder: Path) -> None:
+    for name, arms in (("quick", ("original", "block-p0.3")), ("other", ("original", "kernel"))):
+        for arm in arms:
+            for seed in (0, 1):
+                told: dict[str, Any] = {"grid": name, "model": "unknown", "topology_seed": seed}
+                run = synthetic(arm, seed, 2.0 if arm != "original" else 1.0, noise=0.02, **told)
+                file = folder / name / f"{arm}-{seed}.jsonl"
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_text("".join(json.dumps(record) + "\n" for record in run.records[::20]))
+
+
+def test_the_report_is_the_same_to_the_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    curve_files(tmp_path / "curves")
+    monkeypatch.chdir(tmp_path)
+    report.main(["curves/quick", "curves/other", "--out", "first"])
+    environment = os.environ | {"PYTHONHASHSEED": "7", "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "kernels"), *sys.path])}
+    command = [sys.executable, "-m", "benchmarks.report", "curves/quick", "curves/other", "--out", "second"]
+    subprocess.run(command, check=True, env=environment, capture_output=True)
+    first, second = ({file.name: file.read_bytes() for file in (tmp_path / name).iterdir()} for name in ("first", "second"))
+    assert first == second
+    assert len(first) == 4
+    assert str(tmp_path) not in "".join(map(str, first.values()))
+    text = first["report.md"].decode()
+    assert all(f"({name})" in text for name in first if name.endswith(".svg"))
+    assert "unknown" in text
+
+
+def test_the_report_on_the_kept_curves_says_what_they_show() -> None:
+    folder = RESULTS / "convergence"
+    files = report.report(read([folder / "densenet40-short"]), "a command")
+    text = files["report.md"]
+    decaying = text[text.index("## Rate that falls by the clock") :]
+    assert "### densenet40-short: densenet40, cifar10, one-cycle" in decaying
+    assert "| small-world-98K | 3 | 97,996 |" in decaying
+    assert files["ratios.svg"].startswith("<?xml")
