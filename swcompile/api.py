@@ -28,11 +28,13 @@ from swcompile.lower import BACKENDS, Lowering
 from swcompile.metrics import Figures, channel_graph, measure
 from swcompile.modules import RewiredModule
 from swcompile.optimize import optimize, restore_in_place
+from swcompile.outlook import outlook
 from swcompile.plan import Note, Options, Plan
 from swcompile.rewrite import rewrite
 from swcompile.scores import Loss, refuse_unfit
 from swcompile.scores import score as score_of
 from swcompile.trace import Example, Steps, Traced, coupled, trace, trace_structure
+from swcompile.trace.rules import NORM_MODULES
 from swcompile.trace.shapes import Spec
 from swcompile.verify import verify
 from swcompile.wiring import Curve, sweep, wire
@@ -69,7 +71,8 @@ class Survey:
 
     `refused` pairs each layer that cannot be rewired with the reason, `opaque` each operation that channels cannot be followed
     through with its line, `unreached` each layer that is no part of the graph with the reason. `steps` says what tracing had to do.
-    `params` counts the whole model's parameters. `inferred` tells whether the input was guessed.
+    `params` counts the whole model's parameters. `inferred` tells whether the input was guessed. `outlook` says so where published
+    evidence has such networks gain little (swcompile.outlook).
     """
 
     graph: LayerGraph
@@ -81,6 +84,7 @@ class Survey:
     example: Example
     inferred: bool
     params: int
+    outlook: str | None
 
 
 @dataclass(frozen=True)
@@ -353,6 +357,7 @@ def _surveyed(traced: Traced, options: Options) -> Survey:
         example=traced.example,
         inferred=traced.inferred,
         params=traced.graph.params,
+        outlook=outlook(traced.graph, normed=any(isinstance(module, NORM_MODULES) for module in traced.root.modules())),
     )
 
 

@@ -444,8 +444,9 @@ def check(path: str, entry: str | None, inputs: Sequence[str], as_json: bool, qu
 
     refused = dict(surveyed.refused)
     rows = tables.layers(surveyed.graph, refused, surveyed.unreached)
-    document = {"layers": tables.records(surveyed.graph, refused), **_facts(found, surveyed)}
-    _show(document, [rows, *_remarks(surveyed)], as_json=as_json, quiet=quiet)
+    document = {"layers": tables.records(surveyed.graph, refused), **_facts(found, surveyed), "outlook": surveyed.outlook}
+    remarks = [*_remarks(surveyed), *([surveyed.outlook] if surveyed.outlook else [])]
+    _show(document, [rows, *remarks], as_json=as_json, quiet=quiet)
     if not surveyed.eligible:
         reasons = "".join(f"\n  {layer}: {reason}" for layer, reason in (*surveyed.refused, *surveyed.unreached))
         raise NothingToDoError(f"No layer of {found.entry_name} in {path} can be rewired:{reasons}")

@@ -18,6 +18,7 @@ ORDER = (
     "rows",
     "shrink",
     "metrics",
+    "outlook",
     "plan",
     "verify",
     "wiring",
