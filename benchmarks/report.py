@@ -43,6 +43,7 @@ RULES = f"""\
 - A run that never gets there is right-censored and enters at its end. ">=" marks a ratio that is too low by that, since runs of the
   original are among them; "<=" one that is too high, since runs of the arm are; where both are, the ratio is not known. Of the
   interval the end that stands is given.
+- A control is also held against the rewired arm that it controls for: above 1 the control is sooner.
 - ± is the standard deviation over runs. Bands in the plots are 95% intervals of the mean by Student's t.
 - Seconds are those of training alone, on the hardware named, beside whatever else ran on it.
 """
@@ -80,6 +81,7 @@ def _text(made: Compared, command: str) -> Iterator[str]:
             yield f"![curves](curves-{group.slug}.svg)\n"
             yield tables.ends(group)
             yield tables.ratios(every)
+            yield tables.controls(group)
             yield tables.networks(group, figures)
         yield f"### {heading}: which figure predicts the ratio in steps?\n"
         yield (

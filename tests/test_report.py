@@ -21,7 +21,7 @@ from benchmarks.reporting import plots, tables
 from benchmarks.reporting.curves import COSTS, Group, Run, grouped, reached, read
 from benchmarks.reporting.figures import figures
 from benchmarks.reporting.judged import PAPER, judged, ours
-from benchmarks.reporting.ratios import Comparison, Ratio, Spent, compare, compared
+from benchmarks.reporting.ratios import Comparison, Ratio, Spent, compare, compared, contrasts
 from benchmarks.reporting.regression import FIGURES, Point, fit, predictors
 
 ROOT = RESULTS.parent.parent
@@ -155,6 +155,24 @@ def test_a_censored_curve_is_counted_and_enters_at_its_end() -> None:
     half = at(runs, "slow", 0.5)
     assert half.ratios["step"].bound == ""
     assert half.ratios["step"].value == pytest.approx(math.sqrt(0.5), abs=0.01)
+
+
+def test_a_control_is_held_against_the_wiring_that_it_controls_for() -> None:
+    told = {"control": "clustering-up", "wiring": None}
+    arms: list[tuple[str, float, dict[str, Any]]] = [
+        ("original", 0.5, {}),
+        ("kernel-p0.3", 1.0, {"wiring": "kernel"}),
+        ("kernel-p1", 3.0, {"wiring": "kernel", "p": 1.0}),
+        ("block-p0.3", 3.0, {}),
+        ("up", 2.0, told),
+    ]
+    runs = [synthetic(arm, seed, rate, **other) for arm, rate, other in arms for seed in (0, 1)]
+    (group,) = grouped(runs)
+    found = contrasts(group)
+    assert {(one.control, one.reference) for one in found} == {("up", "kernel-p0.3")}
+    assert [one.ratio.value for one in found] == pytest.approx([2.0] * 4, abs=0.05)
+    assert tables.controls(group).count("| up | kernel-p0.3 | 2.0") == 4
+    assert tables.controls(grouped(runs[:2])[0]) == ""
 
 
 def test_only_runs_that_compare_are_grouped() -> None:

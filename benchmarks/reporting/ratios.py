@@ -187,3 +187,36 @@ def _compared(group: Group, arm: str, share: float, target: float, costs: Sequen
         steps=math.exp(float(np.mean(np.log([one.cost for one in own])))),
         ratios={cost: compare(*pair) for cost, pair in sides.items()},
     )
+
+
+REFERENCES = {"random-residual": "block", "clustering-up": "kernel", "clustering-down": "kernel"}
+"""The wiring at the same p that each control is held against."""
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """A control against the rewired arm that it controls for: how many times sooner it reached a target in steps."""
+
+    share: float
+    control: str
+    reference: str
+    ratio: Ratio
+
+
+def contrasts(group: Group) -> list[Contrast]:
+    """Compare each control with the rewired arm of the same p, where there is one: seeds of both are paired."""
+    return [
+        Contrast(share, arm, other, compare(*(spent(group.arms[name], target, "step") for name in (other, arm))))
+        for share, target in group.targets.items()
+        for arm, runs in group.arms.items()
+        for other in group.arms
+        if _is_reference(runs[0], group.arms[other][0])
+    ]
+
+
+def _is_reference(control: Run, other: Run) -> bool:
+    """Say whether an arm is what a control is held against: rewired as it would be, of the same p, and nothing pruned."""
+    first, second = control.records[0], other.records[0]
+    wiring = REFERENCES.get(str(first.get("control")))
+    plain = second.get("control") is None and second.get("params_budget") is None and second.get("skips", "keep") == "keep"
+    return wiring is not None and plain and second.get("wiring") == wiring and second["p"] == first["p"]

@@ -9,7 +9,7 @@ import numpy as np
 
 from benchmarks.reporting.curves import COSTS, FRACTIONS, ORIGINAL, Group, Run
 from benchmarks.reporting.judged import PAPER, Compared, judged, ours
-from benchmarks.reporting.ratios import Comparison
+from benchmarks.reporting.ratios import Comparison, contrasts
 from benchmarks.reporting.regression import CHANGE, FEWEST_MODELS, FIGURES, Point, fit, predictors, sets
 
 COLUMNS = {"step": "steps", "epoch": "epochs", "macs": "MACs", "seconds": "clock"}
@@ -64,6 +64,15 @@ def _ratio(one: Comparison) -> list[str]:
     if one.arm == ORIGINAL:
         return [*begin, *["1"] * len(COSTS), "1"]
     return [*begin, *(str(one.ratios[cost]) for cost in COSTS), f"{one.clock:.2f}"]
+
+
+def controls(group: Group) -> str:
+    """Return the table of each control against the rewired arm that it controls for; empty where there is none."""
+    rows = [
+        (f"{100 * group.targets[one.share]:.2f}% ({one.share:.0%})", one.control, one.reference, str(one.ratio))
+        for one in contrasts(group)
+    ]
+    return markdown(("target", "control", "against", "ratio, steps"), rows) if rows else ""
 
 
 def paper(compared: Compared) -> str:
