@@ -39,7 +39,8 @@ RULES = f"""\
   is timed by the same rule as the arms, and so may be there before the share of its budget that the target is named after.
 - A ratio is the originals' cost over the arm's, geometric means over runs; above 1 the arm is sooner. MACs are those of the forward
   pass. In brackets is a 95% interval: the bootstrap's standard error ({RESAMPLES:,} resamples of seeds, paired between arms where
-  they are the same) by Student's t, none for a single seed. Targets are taken as given.
+  they are the same) by Student's t, none for a single seed. Targets are taken as given, and nothing is corrected for there being
+  many arms.
 - A run that never gets there is right-censored and enters at its end. ">=" marks a ratio that is too low by that, since runs of the
   original are among them; "<=" one that is too high, since runs of the arm are; where both are, the ratio is not known. Of the
   interval the end that stands is given.

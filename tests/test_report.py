@@ -306,11 +306,10 @@ def test_what_was_not_measured_is_said() -> None:
 
 
 def test_the_constant_rate_is_judged_over_all_pairs() -> None:
-    runs = [
-        synthetic(arm, rate=rate, data=data)
-        for data, fast in (("a", 1.0), ("b", 2.0))
-        for arm, rate in (("original", 0.5), ("block", fast))
-    ]
+    decaying: dict[str, Any] = {"options": {"schedule": "cosine", "batch": 2}}
+    pairs: list[tuple[str, float, dict[str, Any]]] = [("a", 1.0, {}), ("b", 2.0, {}), ("c", 4.0, decaying)]
+    runs = [synthetic("original", rate=0.5, data=data, **other) for data, _, other in pairs]
+    runs += [synthetic("block", rate=fast, data=data, **other) for data, fast, other in pairs]
     found = [one for one in judged([(group, compared(group, COSTS)) for group in grouped(runs)]) if "Constant" in one.what]
     assert [one.value for one in found] == [pytest.approx(math.sqrt(8), abs=0.05)]
     assert "2 pairs" in found[0].how
