@@ -83,7 +83,8 @@ def _compiled(model: nn.Module, images: Tensor, **options: Any) -> nn.Module:
     return tuned(model, lambda net: net(images), freezing=True, **options)
 
 
-def _kernels(device: torch.device) -> str:
+def kernels(device: torch.device) -> str:
+    """Return the backend that lowers for a device."""
     return "triton" if device.type == "cuda" else "torch"
 
 
@@ -94,7 +95,7 @@ FORMS: dict[str, Callable[[nn.Module, Tensor], nn.Module]] = {
     "lower-torch": lambda model, images: swnet.lower(model, images, backend="torch"),
     "lower-triton": lambda model, images: swnet.lower(model, images, backend="triton"),
     "lower-auto": lambda model, images: swnet.lower(model, images, backend="auto"),
-    "lower-compile": lambda model, images: _compiled(swnet.lower(model, images, backend=_kernels(images.device)), images),
+    "lower-compile": lambda model, images: _compiled(swnet.lower(model, images, backend=kernels(images.device)), images),
 }
 """What runs a model in each form. The compiled ones are tuned to the most, frozen, and without CUDA graphs of their own."""
 COMPILED = ("compile", "compile-cat")
@@ -177,7 +178,7 @@ def examine(
         shape, places, reference, flops = given[label]
         row: dict[str, Any] = {"name": f"{case}, {label}, {form}", "case": case, "arm": label, "form": form}
         row |= {"shape": list(shape), "dtype": str(dtype).removeprefix("torch."), "batch": batch, "rounds": rounds}
-        row |= {"baseline": "eager", "bytes": None, "flops": flops, "chosen": _chosen(modules.get((label, form)))}
+        row |= {"baseline": "eager", "bytes": None, "flops": flops, "chosen": chosen(modules.get((label, form)))}
         rows.append(row | _measured(outcome, outcomes[label, "eager"], places, reference))
     return rows
 
@@ -192,11 +193,11 @@ def _reference(model: nn.Module, images: Tensor) -> tuple[Tensor, Reference, int
     return places, Reference.of(plain, exact), counted.get_total_flops() * len(images) // len(some)
 
 
-def _chosen(module: nn.Module | None) -> str | None:
+def chosen(module: nn.Module | None) -> str | None:
     """Say which forms swnet.lower chose, where the module is lowered, compiled behind that or not."""
     inner = getattr(module, "_orig_mod", module)
-    chosen = swnet.ledger(inner).lowered if hasattr(inner, "swcompile") else ()
-    return str(chosen[-1]) if chosen else None
+    choices = swnet.ledger(inner).lowered if hasattr(inner, "swcompile") else ()
+    return str(choices[-1]) if choices else None
 
 
 def _measured(outcome: Outcome, eager: Outcome, places: Tensor, reference: Reference) -> dict[str, Any]:
@@ -226,9 +227,9 @@ def fastest(rows: Sequence[dict[str, Any]], case: str, arms: Sequence[str], form
     return sum(time for time, _ in best), ", ".join(dict.fromkeys(form for _, form in best))
 
 
-def judged(rows: Sequence[dict[str, Any]]) -> Iterator[Judged]:
+def judged(rows: Sequence[dict[str, Any]], targets: Sequence[Target] = TARGETS) -> Iterator[Judged]:
     """Yield for each target how many times as fast the rows have it."""
-    for target in TARGETS:
+    for target in targets:
         ours = fastest(rows, target.case, target.ours, LOWERED)
         theirs = fastest(rows, target.case, target.theirs, target.forms)
         what = f"{target.what}, times as fast"
@@ -240,10 +241,10 @@ def judged(rows: Sequence[dict[str, Any]]) -> Iterator[Judged]:
             yield Judged(what, target.least, theirs[0] / ours[0], said)
 
 
-def verdict(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
+def verdict(rows: Sequence[dict[str, Any]], targets: Sequence[Target] = TARGETS) -> Iterator[str]:
     """Yield a line for each target of the cases that the rows are of."""
     cases = {row["case"] for row in rows}
-    yield from (str(one) for target, one in zip(TARGETS, judged(rows), strict=True) if target.case in cases)
+    yield from map(str, judged(rows, [target for target in targets if target.case in cases]))
 
 
 def show(rows: Sequence[dict[str, Any]]) -> Table:

@@ -6,6 +6,7 @@ why, and the others go on.
 
 from __future__ import annotations
 
+import functools
 import gc
 import time
 from collections.abc import Callable, Hashable, Mapping
@@ -77,15 +78,25 @@ def tuned(model: nn.Module, call: Callable[[nn.Module], Tensor], **options: Any)
 
 
 def side_by_side(
-    builds: Mapping[Key, Callable[[], Call]], device: torch.device, rounds: int, begin: Callable[[Key], None] = lambda _: None
+    builds: Mapping[Key, Callable[[], Call]],
+    device: torch.device,
+    rounds: int,
+    begin: Callable[[Key], None] = lambda _: None,
+    make: Callable[[Key, Call], Tensor] = lambda _, ready: ready(),
 ) -> dict[Key, Outcome]:
-    """Build the forms one by one, then time them in turns, each round in the other order. `begin` is told each that is built."""
+    """Build the forms one by one, then time them in turns, each round in the other order.
+
+    `begin` is told each that is built. `make` returns what is kept as its result, by calling what will be timed: for a form that
+    changes its own state, from the state that it wants.
+    """
     ready: dict[Key, Call] = {}
+    # One pool: a graph writes whatever it reads there, so that a form's memory can be another's while it does not run.
+    pool = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
     outcomes: dict[Key, Outcome] = {}
     for key, build in builds.items():
         begin(key)
         try:
-            ready[key], outcomes[key] = _prepared(build(), device)
+            ready[key], outcomes[key] = _prepared(build(), device, functools.partial(make, key), pool)
         except Exception as error:  # whatever a compiler, a kernel or the allocator raises is a result, too
             outcomes[key] = Outcome(failed=why(error))
         if outcomes[key].failed:
@@ -102,20 +113,23 @@ def side_by_side(
     return {key: timed.get(key, outcome) for key, outcome in outcomes.items()}
 
 
-def _prepared(call: Call, device: torch.device) -> tuple[Call, Outcome]:
+def _prepared(call: Call, device: torch.device, make: Callable[[Call], Tensor], pool: Any) -> tuple[Call, Outcome]:
     """Return a call that is ready to be timed, its peak of memory, and what it makes when it runs that way."""
     for _ in range(WARMUP):
         call()
     peak = peak_bytes(call, device)
-    ready = captured(call, device)
-    made = ready()
+    ready = captured(call, device, pool)
+    made = make(ready).detach().clone()  # where it lies, the next replay of any graph may write
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    return ready, Outcome(peak=peak, made=made.detach())
+    return ready, Outcome(peak=peak, made=made)
 
 
-def captured(call: Call, device: torch.device) -> Call:
-    """Return a call that replays a CUDA graph of `call` and returns the tensor in which its result then is; on a CPU `call`."""
+def captured(call: Call, device: torch.device, pool: Any = None) -> Call:
+    """Return a call that replays a CUDA graph of `call` and returns the tensor in which its result then is; on a CPU `call`.
+
+    Graphs of one pool (torch.cuda.graph_pool_handle) share memory: a result stands until another of them is replayed.
+    """
     if device.type != "cuda":
         return call
     beside = torch.cuda.Stream(device)
@@ -125,7 +139,7 @@ def captured(call: Call, device: torch.device) -> Call:
             call()
     torch.cuda.current_stream(device).wait_stream(beside)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, pool=pool):
         made = call()
 
     def replay() -> Tensor:

@@ -6,13 +6,15 @@ python -m benchmarks.gpu_table
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import bench_networks, calibration
+from benchmarks import bench_networks, bench_training, calibration, lowered_training
+from benchmarks.bench_networks import BATCH
 from benchmarks.record import RESULTS, Judged, write_whole
 
+Rows = Sequence[dict[str, Any]]
 README = Path(__file__).parent.parent / "README.md"
 BEGIN, END = "<!-- python -m benchmarks.gpu_table -->\n", "<!-- end -->\n"
 
@@ -29,21 +31,33 @@ def table(results: Path = RESULTS) -> str:
     return "\n".join(lines) + "\n"
 
 
+PROGRAMS: tuple[tuple[str, Callable[[Rows], Iterable[Judged]]], ...] = (
+    ("bench_networks_*", bench_networks.judged),
+    ("calibration", calibration.judged),
+    ("bench_training_*", bench_training.judged),
+    ("lowered_training_*", lowered_training.judged),
+)
+"""The results of each, and what they are judged by."""
+
+
 def _all(results: Path) -> Iterator[tuple[str, Judged]]:
     """Yield the targets of each GPU that has results, or of none."""
-    measured = sorted({file.parent for name in ("bench_networks_*", "calibration") for file in results.glob(f"*/{name}.json")})
-    for folder in measured or [results]:
-        documents = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(folder.glob("bench_networks_*.json"))]
-        documents.append(_read(folder / "calibration.json"))
-        hardware = next((document["hardware"] for document in documents if document), "")
-        for judge, of in ((bench_networks.judged, documents[:-1]), (calibration.judged, documents[-1:])):
-            rows = [row for document in of for row in document.get("rows", [])]
+    for folder in sorted(folder for folder in results.glob("*") if any(_read(folder))) or [results]:
+        documents = list(_read(folder))
+        hardware = next((document["hardware"] for _, document in documents), "")
+        for pattern, judge in PROGRAMS:
+            rows = [row for named, document in documents if named == pattern for row in document["rows"]]
             yield from ((hardware, one) for one in judge(rows))
 
 
-def _read(file: Path) -> dict[str, Any]:
-    read: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    return read
+def _read(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the results that a folder has for the targets: in bfloat16, as no CPU is asked, and of the batch they are for."""
+    for pattern, _ in PROGRAMS:
+        for file in sorted(folder.glob(f"{pattern}.json")):
+            document = json.loads(file.read_text(encoding="utf-8"))
+            rows = [row for row in document["rows"] if row.get("dtype") == "bfloat16" and row.get("batch", BATCH) == BATCH]
+            if rows:
+                yield pattern, document | {"rows": rows}
 
 
 def filled(readme: str, results: Path = RESULTS) -> str:

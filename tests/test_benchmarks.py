@@ -1,9 +1,10 @@
 """The benchmarks: their networks, their curves and tables, and a very small run of each."""
 
+import copy
 import json
 import re
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from benchmarks import (
     forms,
     gpu_table,
     graphs,
+    lowered_training,
     models,
     record,
 )
@@ -227,14 +229,6 @@ def test_lowering_is_timed_or_said_to_be_left_alone(monkeypatch: pytest.MonkeyPa
     assert "left alone" in shown
 
 
-def test_training_steps_are_timed_and_what_they_keep_is_counted() -> None:
-    row = bench_training.examine("small", models.densenet(10, 4), torch.randn(2, 3, 16, 16), 2, "torch")
-    original, lowered = row["kept_bytes"]
-    assert 0 < lowered < 0.8 * original
-    assert row["ratio"] > 0
-    assert f"{lowered / original:.3f}" in text(bench_training.show([row]))
-
-
 CPU = torch.device("cpu")
 
 
@@ -335,7 +329,8 @@ def test_compiled_forms_are_frozen_and_do_not_share_their_code() -> None:
 
 
 def made_up(arm: str, form: str, ms: float, failed: str | None = None, case: str = "densenet121") -> dict[str, Any]:
-    return {"case": case, "arm": arm, "form": form, "ms": [ms, ms, ms], "failed": failed}
+    row = {"case": case, "arm": arm, "form": form, "ms": [ms, ms, ms], "failed": failed}
+    return row | {"dtype": "bfloat16", "batch": 256}
 
 
 def test_targets_are_judged_by_the_fastest_forms_that_are_right() -> None:
@@ -406,8 +401,238 @@ def test_networks_are_kept_case_by_case(
     assert "there is no case resnet5; there are small" in capsys.readouterr().err
 
 
+def trained_networks() -> dict[str, bench_networks.Arm]:
+    return {
+        "original": small_networks()["original"],
+        "plain": bench_networks.Arm(models.resnet20, (3, 16, 16)),
+        "block": bench_networks.Arm(lambda: nn.Sequential(*models.densenet(10, 4)[1:3]), (16, 8, 8)),
+    }
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_training_steps_run_in_all_forms_and_what_they_keep_is_counted(dtype: torch.dtype) -> None:
+    arms = trained_networks()
+    rows = bench_training.examine("small", arms, ["lower-torch"], CPU, dtype, 2, 2)
+    found = {(row["arm"], row["form"]): row for row in rows}
+    assert list(found) == [(arm, form) for arm in arms for form in ("eager", "lower-torch")]
+    for arm in ("original", "block"):
+        eager, lowered = found[arm, "eager"], found[arm, "lower-torch"]
+        assert lowered["failed"] is None
+        assert "by torch" in lowered["chosen"]
+        assert 0 < lowered["kept_bytes"] < 0.9 * eager["kept_bytes"]
+        assert lowered["errors"].keys() == {"loss", "gradients", "statistics"}
+        assert lowered["ratio"] > 0
+    assert found["original", "lower-torch"]["weights"] == "float32"
+    assert ("autocast" in found["original", "lower-torch"]["chosen"]) == (dtype == torch.bfloat16)
+    assert found["block", "lower-torch"]["weights"] == str(dtype).removeprefix("torch.")
+    assert "There is nothing to lower" in found["plain", "lower-torch"]["failed"]
+    shown = text(bench_training.show(rows))
+    assert f"{found['block', 'lower-torch']['kept_bytes'] / found['block', 'eager']['kept_bytes']:.3f}" in shown
+    assert "NothingToDoError" in shown
+
+
+def off_by_a_hundredth(model: nn.Module) -> None:
+    model.register_forward_hook(lambda module, images, made: made * 1.01)
+
+
+def half_a_gradient(model: nn.Module) -> None:
+    model[1].norm.weight.register_hook(lambda grad: grad / 2)  # of 16 values, among 15 parameters
+
+
+def norms_run_twice(model: nn.Module) -> None:
+    """As where a backward pass runs a forward pass anew, or a step is recorded twice."""
+    norm = model[1].norm
+    norm.register_forward_hook(lambda module, maps, made: nn.functional.batch_norm(
+        maps[0], norm.running_mean, norm.running_var, training=True) * 0 + made)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("spoil", "kind"), [(off_by_a_hundredth, "loss"), (half_a_gradient, "gradients"), (norms_run_twice, "statistics")]
+)
+def test_a_step_that_computes_something_else_is_wrong(
+    monkeypatch: pytest.MonkeyPatch, spoil: Callable[[nn.Module], None], kind: str
+) -> None:
+    def spoiled(model: nn.Module, _: bench_training.Batch) -> nn.Module:
+        spoil(model)
+        return model
+
+    monkeypatch.setitem(bench_training.FORMS, "lower-torch", spoiled)
+    arms = {"original": trained_networks()["original"]}
+    eager, wrong = bench_training.examine("small", arms, ["lower-torch"], CPU, torch.float32, 4, 1)
+    assert eager["failed"] is None
+    assert wrong["errors"][kind] > wrong["errors_allowed"][kind]
+    assert "is wrong" in wrong["failed"]
+    assert wrong["ms"][1] > 0
+
+
+def test_a_step_goes_back_to_its_start_and_leaves_no_gradient() -> None:
+    """However many were taken before: what one step makes is compared, and its memory has the gradients in it."""
+    model = models.seeded(models.densenet, 0, 10, 4).train()
+    batch = bench_training.batch_for(model, (3, 8, 8), 4, CPU, torch.float32, "last")
+    step = bench_training.Step(copy.deepcopy(model), batch, model)
+    for _ in range(3):
+        first = step()
+    step.reset()
+    again = step()
+    assert not torch.equal(first, again)
+    assert all(value.grad is None for value in step.own.parameters())
+    assert step.own[1].norm.num_batches_tracked == 1
+    assert torch.equal(again, batch.backward(model))
+    assert {name: torch.equal(value, step.gradients()[name]) for name, value in bench_training._gradients(model).items()} == (
+        dict.fromkeys(dict(model.named_parameters()), True)
+    )
+    assert step.bytes() == 4 * (2 * models.parameters(model) + sum(value.numel() for value in model.buffers()) + 4 * 3 * 64) + (
+        4 * sum(value.dtype == torch.int64 for value in model.buffers()) + 4 * 8
+    )
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, from inside inductor
+def test_a_lowered_step_that_is_compiled_runs_lowered_under_autocast(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a compiler that makes no code, in place of one that takes a minute."""
+    seen: list[str] = []
+
+    def compiler(graph: torch.fx.GraphModule, inputs: Any) -> Any:
+        seen.extend(str(node.target) for node in graph.graph.nodes)
+        return graph
+
+    def traced(model: nn.Module, call: Callable[[nn.Module], torch.Tensor], **_: Any) -> nn.Module:
+        made = torch.compile(model, backend=compiler, fullgraph=True, dynamic=False)
+        call(made)
+        return made
+
+    monkeypatch.setattr(bench_training, "tuned", traced)
+    for dtype in (torch.float32, torch.bfloat16):
+        seen.clear()
+        arms = {"original": trained_networks()["original"]}
+        rows = bench_training.examine("small", arms, ["lower-compile"], CPU, dtype, 2, 1)
+        assert [row["failed"] for row in rows] == [None, None]
+        assert any("gather" in target for target in seen), sorted(set(seen))
+
+
+def test_training_is_judged_by_time_and_by_what_the_fastest_form_takes() -> None:
+    rows = [
+        made_up("original", "eager", 40) | {"peak_memory": 9e9, "held_bytes": 1e9},
+        made_up("original", "compile", 30) | {"peak_memory": 8e9, "held_bytes": 1e9},
+        made_up("original", "lower-triton", 20) | {"peak_memory": 3e9, "held_bytes": 1e9},
+        made_up("original", "lower-auto", 21) | {"peak_memory": 1e9, "held_bytes": 1e9},
+    ]
+    assert list(bench_training.verdict(rows)) == [
+        "training DenseNet-121 against eager, times as fast: at least 1.80; 2.00 (lower-triton 20.00 ms, eager 40.00 ms): met",
+        "training DenseNet-121 against torch.compile, times as fast: at least 1.20; "
+        "1.50 (lower-triton 20.00 ms, compile 30.00 ms): met",
+        "training DenseNet-121, eager's peak of memory in ours: at least 2.00; 2.50 (lower-triton 4.00 GB, eager 10.00 GB): met",
+    ]
+    unmeasured = [row | {"peak_memory": None} for row in rows]
+    assert list(bench_training.verdict(unmeasured))[-1].endswith("not measured: none was measured")
+    for target in bench_training.TARGETS:
+        assert {*target.ours, *target.theirs} <= bench_training.CASES[target.case].keys()
+        assert {*target.forms} <= bench_training.FORMS.keys()
+
+
+def test_training_steps_are_kept_case_by_case(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    tiles = bench_networks.Arm(lambda: bench_training.tiled(models.resnet20()), (3, 128, 128))
+    monkeypatch.setattr(bench_training, "CASES", {"#small": {"in tiles": tiles}})
+    monkeypatch.setattr(bench_training, "write_timings", lambda name, rows: record.write_timings(name, rows, tmp_path))
+    bench_training.main(["--rounds", "1", "--batch", "2", "--side", "16", "--layout", "first", "--forms", "lower-torch"])
+    assert "The targets are for an H200" in capsys.readouterr().out
+    (file,) = tmp_path.glob("*/bench_training_small.json")
+    eager, lowered = json.loads(file.read_text())["rows"]
+    assert (lowered["shape"], lowered["layout"], lowered["failed"]) == ([3, 16, 16], "channels first", None)
+    assert lowered["kept_bytes"] < eager["kept_bytes"]
+    required = {"name", "shape", "dtype", "batch", "baseline", "bytes", "flops", "peak_memory"}
+    assert required <= lowered.keys()
+    with pytest.raises(SystemExit):
+        bench_training.main(["resnet5"])
+    assert "there is no case resnet5; there are #small" in capsys.readouterr().err
+
+
+def small_densenet(seed: int) -> nn.Module:
+    return models.seeded(models.densenet, seed, 10, 4)
+
+
+def test_networks_are_trained_lowered_and_not_and_their_curves_compared(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(lowered_training, "NETWORKS", {"small": small_densenet})
+    monkeypatch.setattr(lowered_training, "STEPS", 6)
+    monkeypatch.setattr(lowered_training, "load", lambda _: small_set())
+    monkeypatch.setattr(lowered_training, "RESULTS", tmp_path)
+    monkeypatch.setattr(lowered_training, "write_timings", lambda name, rows: record.write_timings(name, rows, tmp_path))
+    lowered_training.main(["--steps", "6", "--seeds", "0", "1", "--repeated", "3", "--batch", "24", "--images", "60"])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "seeds' distance in that of lowered from eager: at least 1.00" in shown
+    assert "small trained lowered, twice: the same bits: at least 1.00; 1.00 (after 3 steps): met" in shown
+    (file,) = tmp_path.glob("*/lowered_training_small.json")
+    (row,) = json.loads(file.read_text())["rows"]
+    assert row["differing"] == []
+    assert "6 by torch" in row["chosen"]
+    assert 0 < row["apart"]["forms"][0] < 1e-3 < row["apart"]["seeds"][0]
+    assert all(seconds > 0 for form in lowered_training.FORMS for seconds in row["seconds"][form])
+    curves = [json.loads(line) for line in file.with_suffix(".jsonl").read_text().splitlines()]
+    assert len(curves) == 2 * 2 * 6
+    assert {(one["form"], one["seed"]) for one in curves} == {(form, seed) for form in lowered_training.FORMS for seed in (0, 1)}
+    with pytest.raises(SystemExit, match=r"30 images make no batch of 31; take more \(--images\)"):
+        lowered_training.main(["--images", "30", "--batch", "31"])
+    with pytest.raises(SystemExit):
+        lowered_training.main(["resnet5"])
+    assert "there is no network resnet5; there are small" in capsys.readouterr().err
+
+
+def test_runs_that_differ_in_a_bit_are_told_apart() -> None:
+    images = lowered_training.Images(small_set(), None, CPU)
+    on = lowered_training.Setting(CPU, 16, 3)
+    one, other = (lowered_training.train("eager", small_densenet(0), images, on, 0) for _ in range(2))
+    assert lowered_training.differing(one, other) == []
+    with torch.no_grad():
+        other.model[0].weight[0, 0, 0, 0] = torch.nextafter(other.model[0].weight[0, 0, 0, 0], torch.tensor(torch.inf))
+    assert lowered_training.differing(one, other) == ["0.weight"]
+    again = lowered_training.train("eager", small_densenet(0), images, on, 1)
+    assert "losses" in lowered_training.differing(one, again)
+
+
+def test_curves_are_compared_in_means_over_a_twentieth() -> None:
+    ramp = torch.arange(40.0)
+    noise = torch.tensor([0.5, -0.5]).repeat(20)
+    assert lowered_training.apart(ramp, ramp + noise) == 0
+    assert lowered_training.apart(ramp, ramp + 2) == pytest.approx(2)
+    assert lowered_training.apart(ramp[:5], ramp[:5] + 1) == pytest.approx(1)  # fewer steps than means
+
+
+def trained(name: str, forms: Sequence[float], steps: int = 1000, differing: Sequence[str] = ()) -> dict[str, Any]:
+    return {
+        "name": name,
+        "steps": steps,
+        "apart": {"forms": list(forms), "seeds": [0.02, 0.04, 0.03]},
+        "repeated": 100,
+        "differing": list(differing),
+        "dtype": "bfloat16",
+        "batch": 256,
+    }
+
+
+def test_curves_are_judged_by_the_distance_of_seeds_over_a_thousand_steps() -> None:
+    rows = [trained("densenet121", [0.01, 0.02, 0.03]), trained("resnet18", [0.04, 0.05, 0.06], differing=["losses", "fc.weight"])]
+    near, same, far, other = map(str, lowered_training.judged(rows))
+    assert near.endswith("at least 1.00; 1.50 (0.0200 apart, seeds 0.0300): met")
+    assert same.endswith("1.00 (after 100 steps): met")
+    assert far.endswith("0.60 (0.0500 apart, seeds 0.0300): NOT MET")
+    assert other.endswith("0.00 (after 100 steps, but for losses, fc.weight): NOT MET")
+    (short, *_) = map(str, lowered_training.judged([trained("densenet121", [0.01], steps=999)]))
+    assert short.endswith("not measured: it takes 1000 steps and two seeds")
+
+
+def test_the_networks_that_are_trained_lowered_are_lowered() -> None:
+    for build in lowered_training.NETWORKS.values():
+        lowered = swnet.lower(build(0), torch.zeros(2, 3, 32, 32), backend="torch", training=True)
+        (said,) = (str(one) for one in swnet.ledger(lowered).lowered if one.call.startswith("training"))
+        assert "by torch" in said
+        assert "left alone" not in said
+
+
 def answer(name: str, form: str, ms: float = 1.0, gbytes: float = 1.0) -> dict[str, Any]:
-    return {"name": name, "form": form, "ms": [ms, ms, ms], "gbytes": gbytes}
+    return {"name": name, "form": form, "ms": [ms, ms, ms], "gbytes": gbytes, "dtype": "bfloat16"}
 
 
 def calibrated(k1: float, step: float) -> list[dict[str, Any]]:
@@ -442,18 +667,32 @@ def test_the_readme_has_the_table_of_what_gpus_measured(tmp_path: Path) -> None:
     readme = gpu_table.README.read_text(encoding="utf-8")
     assert gpu_table.BEGIN in readme
     assert gpu_table.filled(readme) == readme
-    assert gpu_table.table(tmp_path).count("not measured") == len(bench_networks.TARGETS) + len(calibration.judged([]))
+    targets = sum(len(list(judge([]))) for _, judge in gpu_table.PROGRAMS)
+    assert targets == 5 + 4 + 6 + 4
+    assert gpu_table.table(tmp_path).count("not measured") == targets
     rows = [made_up("original", "eager", 24), made_up("original", "lower-triton", 10)]
-    for name, of in (("bench_networks_densenet121", rows), ("calibration", calibrated(0.6, 1.3))):
+    for name, of in (
+        ("bench_networks_densenet121", rows),
+        ("calibration", calibrated(0.6, 1.3)),
+        ("bench_training_densenet121", rows),
+        ("lowered_training_resnet18", [trained("resnet18", [0.02])]),
+        ("bench_training_resnet50", [made_up("original", "compile", 20, case="resnet50") | {"batch": 8}]),
+    ):
         (tmp_path / "some-gpu").mkdir(exist_ok=True)
         (tmp_path / "some-gpu" / f"{name}.json").write_text(json.dumps({"hardware": "Some GPU", "rows": of}))
+    (tmp_path / "some-cpu").mkdir()
+    document = {"hardware": "Some CPU", "rows": [row | {"dtype": "float32"} for row in rows]}
+    (tmp_path / "some-cpu" / "bench_training_densenet121.json").write_text(json.dumps(document))
     told = gpu_table.table(tmp_path)
     assert (
         "| DenseNet-121 against eager, times as fast | 2.30 | **2.40**, met; lower-triton 10.00 ms, eager 24.00 ms, Some GPU |"
         in told
     )
     assert "| K1 with norm and activation, of the copy's bandwidth | 0.70 | **0.60**, not met; Some GPU |" in told
-    assert told.count("not measured") == 4  # all of the networks but DenseNet-121 against eager
+    assert "| training DenseNet-121 against eager, times as fast | 1.80 | **2.40**, met; " in told
+    assert "| resnet18 trained lowered, twice: the same bits | 1.00 | **1.00**, met; after 100 steps, Some GPU |" in told
+    assert "CPU" not in told
+    assert told.count("not measured") == 4 + 5 + 2  # but DenseNet-121 against eager, and of what is trained ResNet-18
 
 
 def test_a_support_has_the_density_that_is_asked_for() -> None:
