@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import swnet
-from benchmarks import calibration
+from benchmarks import bench_training, calibration
 from benchmarks.bench_networks import Arm, examine
 from benchmarks.models import densenet, seeded
 from swcompile.lower import calibrate, operations
@@ -270,6 +270,22 @@ def test_the_networks_of_the_benchmark_run_in_graphs_in_all_forms() -> None:
     rows = examine("small", arms, asked, torch.device("cuda"), torch.bfloat16, 16, 3)
     assert [(row["form"], row["failed"]) for row in rows] == [(form, None) for form in ("eager", *asked)]
     assert all(row["peak_memory"] > 0 for row in rows)
+
+
+def test_whole_training_steps_run_in_graphs_in_all_forms() -> None:
+    """Each right in a replay, running statistics among it, which a replay moves once; and the graphs share their memory."""
+    arms = {
+        "original": Arm(lambda: densenet(10, 16), (3, 32, 32)),
+        "block": Arm(lambda: nn.Sequential(*densenet(10, 16)[1:3]), (16, 16, 16)),
+    }
+    asked = ("compile-cat", "lower-triton", "lower-auto", "lower-compile")
+    rows = bench_training.examine("small", arms, asked, torch.device("cuda"), torch.bfloat16, 16, 3)
+    assert [(row["arm"], row["form"], row["failed"]) for row in rows] == [
+        (arm, form, None) for arm in arms for form in ("eager", *asked)
+    ]
+    assert all(row["peak_memory"] > 0 for row in rows)
+    chosen = {(row["arm"], row["form"]): row["chosen"] for row in rows}
+    assert all("by triton" in str(chosen[arm, form]) for arm in arms for form in ("lower-triton", "lower-compile"))
 
 
 @pytest.mark.parametrize(
