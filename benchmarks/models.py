@@ -15,18 +15,29 @@ def unit(channels: int, width: int, kernel: int = 3, stride: int = 1) -> nn.Sequ
     return nn.Sequential(conv, nn.BatchNorm2d(width), nn.ReLU(inplace=True))
 
 
-def plain_cnn21(classes: int = 10, channels: int = 3, widths: Sequence[int] = (24, 48, 96)) -> nn.Sequential:
-    """Return a plain net of 21 weight layers: 20 3x3 convolutions in groups of 7, 7 and 6, and a classifier.
+def plain_cnn(
+    depths: Sequence[int],
+    classes: int = 10,
+    channels: int = 3,
+    widths: Sequence[int] = (24, 48, 96),
+    strides: Sequence[int] = (1, 2, 2),
+) -> nn.Sequential:
+    """Return a plain net: groups of as many 3x3 convolutions as `depths` and as wide as `widths` say, and a classifier.
 
-    Each group but the first halves the resolution in its first convolution. No shortcuts: what a deep net suffers from, and what
-    rewiring mends.
+    Each group's first convolution has a stride out of `strides`, which by default halves the resolution in all but the first. No
+    shortcuts: what a deep net suffers from, and what rewiring mends.
     """
     body: list[nn.Module] = []
-    for group, (width, depth) in enumerate(zip(widths, (7, 7, 6), strict=True)):
+    for width, depth, stride in zip(widths, depths, strides, strict=True):
         for place in range(depth):
-            body.append(unit(channels, width, stride=2 if group and place == 0 else 1))
+            body.append(unit(channels, width, stride=stride if place == 0 else 1))
             channels = width
     return nn.Sequential(*body, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, classes))
+
+
+def plain_cnn21(classes: int = 10, channels: int = 3, size: int = 32, widths: Sequence[int] = (24, 48, 96)) -> nn.Sequential:
+    """Return a plain net of 21 weight layers: 20 3x3 convolutions in groups of 7, 7 and 6, and a classifier."""
+    return plain_cnn((7, 7, 6), classes, channels, widths)
 
 
 class Bottleneck(nn.Module):
@@ -77,15 +88,23 @@ class BasicBlock(nn.Module):
         return F.relu(self.bn2(self.conv2(self.conv1(x))) + self.shortcut(x), inplace=True)
 
 
-def resnet20(classes: int = 10, channels: int = 3) -> nn.Sequential:
-    """Return ResNet-20 for images of 32x32 with 1x1 convolutions as shortcuts between its groups: 272,474 parameters."""
-    body: list[nn.Module] = [unit(channels, 16)]
-    width = 16
-    for group in range(3):
-        for place in range(3):
-            body.append(BasicBlock(width, 16 << group, 2 if group and place == 0 else 1))
-            width = 16 << group
-    return nn.Sequential(*body, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, classes))
+def resnet(depths: Sequence[int], width: int, classes: int = 10, channels: int = 3) -> nn.Sequential:
+    """Return a ResNet for images of 32x32: a 3x3 stem and groups of as many blocks as `depths` says.
+
+    Each group is twice as wide as the one before; 1x1 convolutions are the shortcuts between them.
+    """
+    body: list[nn.Module] = [unit(channels, width)]
+    before = width
+    for group, depth in enumerate(depths):
+        for place in range(depth):
+            body.append(BasicBlock(before, width << group, 2 if group and place == 0 else 1))
+            before = width << group
+    return nn.Sequential(*body, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(before, classes))
+
+
+def resnet20(classes: int = 10, channels: int = 3, size: int = 32) -> nn.Sequential:
+    """Return ResNet-20 for images of 32x32: 272,474 parameters."""
+    return resnet((3, 3, 3), 16, classes, channels)
 
 
 class DenseLayer(nn.Module):

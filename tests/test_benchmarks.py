@@ -5,11 +5,9 @@ import json
 import re
 import subprocess
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from rich.console import Console
@@ -25,7 +23,6 @@ from benchmarks import (
     bench_training,
     bench_transform,
     calibration,
-    convergence,
     forms,
     gpu_table,
     graphs,
@@ -33,7 +30,6 @@ from benchmarks import (
     models,
     record,
 )
-from benchmarks.data import Dataset
 from swcompile.graph import LayerGraph
 from swcompile.metrics import channel_graph
 from swcompile.trace import trace_structure
@@ -44,15 +40,6 @@ def text(table: object) -> str:
     with console.capture() as capture:
         console.print(table)
     return capture.get()
-
-
-def small_set(images: int = 64) -> Dataset:
-    draw = np.random.default_rng(0)
-    pixels = draw.integers(0, 256, (images, 16, 16, 3), dtype=np.uint8)
-    return Dataset("cifar10", pixels, draw.integers(0, 10, images), pixels[:10], draw.integers(0, 10, 10))
-
-
-SMALL = replace(convergence.QUICK, epochs=2, batch=16, train_images=48, test_images=6, evaluations=3)
 
 
 def test_the_plain_network_has_21_weight_layers() -> None:
@@ -73,121 +60,6 @@ def test_building_from_a_seed_repeats_and_leaves_the_random_state_alone() -> Non
     first, second = (models.seeded(models.chain, 3, 2).state_dict() for _ in range(2))
     assert torch.equal(state, torch.random.get_rng_state())
     assert all(torch.equal(first[key], second[key]) for key in first)
-
-
-def test_batches_are_crops_of_the_images_and_repeat() -> None:
-    grid = replace(SMALL, batch=8)
-    images = convergence.Images(small_set(), grid)
-    once, again = (list(images.batches(8, torch.Generator().manual_seed(1))) for _ in range(2))
-    assert len(once) == 6
-    assert all(torch.equal(a, b) and torch.equal(x, y) for (a, x), (b, y) in zip(once, again, strict=True))
-    batch, labels = once[0]
-    assert batch.shape == (8, 3, 16, 16)
-    assert batch.is_contiguous(memory_format=torch.channels_last)
-    assert labels.shape == (8,)
-
-
-def test_a_crop_without_shift_or_flip_is_the_image(monkeypatch: pytest.MonkeyPatch) -> None:
-    images = convergence.Images(small_set(), SMALL)
-    monkeypatch.setattr(torch, "randint", lambda *_, **__: torch.full((2, 3, 1), convergence.PADDING))
-    monkeypatch.setattr(torch, "rand", lambda *_, **__: torch.ones(3, 1))
-    chosen = torch.tensor([4, 0, 7])
-    expected = images._ready(torch.from_numpy(small_set().train_images)[chosen])
-    assert torch.equal(images._cropped(chosen, torch.Generator()), expected)
-
-
-def curve(values: Sequence[float], arm: str = "original", seed: int = 0, p: float = 0.0) -> list[dict[str, Any]]:
-    fixed = {"arm": arm, "seed": seed, "p": p, "wiring": "block" if p else None, "params": 10, "subset": "all", "options": {}}
-    return [
-        fixed | {"step": 10 * place, "epoch": place / 2, "train_loss": value, "test_error": value / 4, "seconds": 2.0 * place}
-        for place, value in enumerate(values, start=1)
-    ]
-
-
-def test_a_target_is_reached_where_the_median_of_three_is() -> None:
-    assert convergence.reached(curve([3, 1, 3, 3, 2, 2]), "train_loss", 2) == 50  # not at the dip of the second evaluation
-    assert convergence.reached(curve([3, 3, 3]), "train_loss", 2) is None
-
-
-def test_the_report_compares_with_the_original_and_tells_who_never_got_there() -> None:
-    fast, slow = curve([3, 1, 1, 0.5], "fast", p=0.3), curve([4, 4, 4, 4], "slow", p=0.9)
-    shown = text(convergence.report([curve([4, 3, 2, 1]), fast, slow]))
-    assert "Steps to a training loss of 1.000" in shown
-    assert "2.00x" in shown
-    assert "not reached" in shown
-
-
-def test_the_report_refuses_curves_that_do_not_compare() -> None:
-    with pytest.raises(SystemExit, match="no curve of an original"):
-        convergence.report([curve([1, 2], "fast", p=0.3)])
-    other = [record | {"options": {"lr": 1.0}} for record in curve([1, 2], "fast", p=0.3)]
-    with pytest.raises(SystemExit, match="different options"):
-        convergence.report([curve([1, 2]), other])
-
-
-def test_a_small_grid_runs_and_reports_from_its_files(tmp_path: Path) -> None:
-    convergence.run(SMALL, [0], small_set(), tmp_path)
-    curves = convergence.read_curves(SMALL, tmp_path)
-    assert [found[0]["arm"] for found in curves] == ["original", "block-p0.3"]
-    assert all(len(found) == 6 for found in curves)
-    required = {
-        *("grid", "model", "data", "arm", "p", "wiring", "seed", "topology_seed", "step", "epoch", "macs", "seconds"),
-        *("train_loss", "test_error", "lr", "params", "commit", "versions", "hardware"),
-    }
-    assert all(required <= record.keys() for found in curves for record in found)
-    original, rewired = (found[-1] for found in curves)
-    assert (original["params"], original["macs"]) == (rewired["params"], rewired["macs"])
-    assert "the first 48 training images and the first 6 test images of cifar10" in curves[0][0]["subset"]
-    assert "Steps to a training loss of" in text(convergence.report(curves))
-    assert "After 2 epochs on the first 48 training images" in text(convergence.summary(curves))
-
-
-def test_a_run_whose_curve_is_there_is_not_run_again(tmp_path: Path) -> None:
-    convergence.run(replace(SMALL, epochs=1), [0], small_set(), tmp_path)
-    files = {file: file.stat().st_mtime_ns for file in tmp_path.iterdir()}
-    next(iter(files)).unlink()
-    convergence.run(replace(SMALL, epochs=1), [0], small_set(), tmp_path)
-    written = {file for file in tmp_path.iterdir() if file.stat().st_mtime_ns != files[file]}
-    assert written == {next(iter(files))}
-    with pytest.raises(SystemExit, match="made under other options"):
-        convergence.run(SMALL, [0], small_set(), tmp_path)
-    convergence.run(SMALL, [0], small_set(), tmp_path, again=True)
-    assert {len(found) for found in convergence.read_curves(SMALL, tmp_path)} == {6}
-
-
-@pytest.mark.parametrize("grid", convergence.GRIDS.values(), ids=lambda grid: grid.name)
-def test_the_curves_that_are_kept_are_those_of_their_grids(grid: convergence.Grid) -> None:
-    """So that the command that made them goes on, also where a grid has got more options since."""
-    arms = {arm.name: arm for arm in grid.arms}
-    for file in sorted((record.RESULTS / "convergence" / grid.name).glob("*.jsonl")):
-        first = convergence.read_curve(file)[0]
-        convergence._recognise(file, grid, arms[first["arm"]], first["seed"])
-
-
-def test_the_arms_of_the_densenet_grid_are_of_equal_size() -> None:
-    grid = replace(convergence.DENSENET40, arms=convergence.DENSENET40.arms[1:])
-    assert [arm.name for arm in grid.arms] == ["small-world-98K", "nearest-98K", "narrow-97K"]
-    for arm in grid.arms:
-        model, about = convergence.build(grid, arm, 1, torch.zeros(2, 3, 32, 32))
-        assert about["params"] == models.parameters(model)
-        assert 96_000 < about["params"] <= 98_000
-        assert 27e6 < about["macs"] < 30e6
-
-
-def test_a_grid_of_steps_in_bfloat16_trains_and_names_its_arms(tmp_path: Path) -> None:
-    grid = replace(SMALL, schedule="steps", bfloat16=True, epochs=4, lr=0.5)
-    convergence.run(convergence.chosen(grid, ["original"]), [0], small_set(), tmp_path)
-    (found,) = convergence.read_curves(grid, tmp_path)
-    assert [record["lr"] for record in found if record["epoch"] % 1 == 0] == pytest.approx([0.5, 0.5, 0.05, 0.005])
-    with pytest.raises(SystemExit, match=r"No arm other; quick has original, block-p0\.3"):
-        convergence.chosen(grid, ["other"])
-
-
-def test_the_summary_gives_mean_and_deviation_over_seeds() -> None:
-    scaled = {"options": {"batch": 2}, "macs": 200}
-    runs = [[record | scaled for record in curve([3, loss], seed=loss)] for loss in (1, 2)]
-    shown = text(convergence.summary(runs))
-    assert "1.5000 ± 0.7071" in shown
 
 
 def test_the_timings_of_a_step_are_kept_with_their_origin(tmp_path: Path) -> None:
