@@ -50,7 +50,12 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--tasks", nargs="+", help="only these of its tasks (default: all)")
     made.add_argument("--arms", nargs="+", help="only these of its arms (default: all)")
     made.add_argument("--seeds", type=int, nargs="+", help="seeds of weights, data order and topology (default: the grid's)")
-    made.add_argument("--workers", type=int, default=1, help="runs side by side, each in a process of its own (default: 1)")
+    made.add_argument(
+        "--workers",
+        type=int,
+        default=1,
+        help="runs side by side, each in a process of its own; with --ray, on each GPU (default: 1)",
+    )
     made.add_argument("--threads", type=int, help="threads of each process (default: its share of the cores)")
     made.add_argument("--image-workers", type=int, default=0, help="processes a run that decode images from folders (default: 0)")
     made.add_argument("--compile", nargs="?", const="default", metavar="MODE", help="train under torch.compile, in this mode")
@@ -129,7 +134,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.ray:
         from benchmarks.lab.cluster import over_machines  # an extra
 
-        over_machines(runs, setting, options.ray)
+        over_machines(runs, setting, options.ray, options.workers)
     else:
         train(runs, setting, options.workers)
     if int(os.environ.get("RANK", "0")) == 0:

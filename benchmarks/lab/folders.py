@@ -155,7 +155,7 @@ class InFolders(Pictures):
     def batches(self, seed: int, first: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield cuts in random order, each image once an epoch."""
         chosen = Batches(len(self.train.files), self.task.batch, self.share, seed, first)
-        yield from self._loaded(DataLoader(Decoded(self.train, self.size), batch_sampler=chosen, **self._how))  # type: ignore[arg-type]
+        yield from self._loaded(DataLoader(Decoded(self.train, self.size), batch_sampler=chosen, **self._how))
 
     def test_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the middles of every `ranks`-th test image."""

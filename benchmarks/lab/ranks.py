@@ -64,7 +64,7 @@ class Ranks:
         if self.share.device.type == "cuda":
             model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
         if self.way == "fsdp":
-            return fully_shard(model)  # type: ignore[no-any-return]
+            return fully_shard(model)
         return DistributedDataParallel(model)
 
     def mean(self, value: Tensor) -> Tensor:

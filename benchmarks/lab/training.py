@@ -125,7 +125,7 @@ class Training:
         self.run, self.pictures, self.ranks = run, pictures, ranks
         self.device = ranks.share.device
         made, self.about = build(run, pictures.example, pictures.classes)
-        self.model = ranks.wrap(made.to(self.device, memory_format=torch.channels_last))  # type: ignore[call-overload]
+        self.model = ranks.wrap(made.to(self.device, memory_format=torch.channels_last))
         if conditions.compile:
             self.model.compile(mode=conditions.compile)  # in place: the state dict keeps its keys
         task = run.task
