@@ -16,10 +16,12 @@ from typing import Any
 
 import pytest
 import torch
+from filelock import Timeout
 
 from benchmarks.lab import checkpoint
+from benchmarks.lab.store import Place
 from tests import tiny_grid
-from tests.tiny_grid import SHARED, TINY
+from tests.tiny_grid import LONG, SHARED, TINY
 
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["tests.tiny_grid"])
@@ -127,6 +129,27 @@ def test_workers_train_side_by_side(tmp_path: Path, data: Path) -> None:
     told = (tmp_path / "out").read_text()
     assert told.count("-original-seed0  trained") == told.count("-block-p0.3-seed0  trained") == 2
     assert curves(tmp_path / "1", "shared") == curves(tmp_path / "2", "shared") != {}
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -9)])
+def test_workers_end_with_their_command(number: int, code: int, tmp_path: Path, data: Path) -> None:
+    command = ["long", "--results", str(tmp_path), "--workers", "2", "--threads", "1", "--checkpoint-seconds", "0.1"]
+    process = start(command, data, {}, None, tmp_path / "out")
+    places = [Place(tmp_path, run) for run in LONG.runs()]
+    deadline = time.monotonic() + 240
+    while not all(place.begun for place in places):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    with pytest.raises(Timeout):
+        places[0].lock().acquire()
+    os.kill(process.pid, number)
+    assert ended(process) == code
+    for place in places:
+        with place.lock().acquire(timeout=60):
+            assert place.begun
+    told = (tmp_path / "out").read_text()
+    assert ("Stopped. The same command goes on where it was." in told) == (number == signal.SIGINT)
+    assert "Traceback" not in told
 
 
 # --- several processes a run -------------------------------------------------------------------------------------------------

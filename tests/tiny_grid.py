@@ -37,7 +37,8 @@ TINY = Grid("tiny", (TASK, replace(TASK, schedule="plateau", variant="plateau", 
 PLAIN = replace(TASK, model="plain_mlp", arms=(ORIGINAL, BLOCK), schedule="steps", evaluations=1)
 SHARED = Grid("shared", (PLAIN,), seeds=(0,))
 """Without norms and dropout, which see the share of a rank: it comes to the same on any number of processes."""
-GRIDS: Mapping[str, Grid] = {grid.name: grid for grid in (TINY, SHARED)}
+LONG = Grid("long", (replace(PLAIN, epochs=10_000),), seeds=(0,))
+GRIDS: Mapping[str, Grid] = {grid.name: grid for grid in (TINY, SHARED, LONG)}
 
 
 def small_set(images: int = 96, size: int = 8) -> Dataset:

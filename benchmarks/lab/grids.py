@@ -175,7 +175,7 @@ SLIM = Task(
     model="slim_cnn21",
     data="cifar10",
     arms=(*ARMS, Arm("clustering-up", 0.3, control="clustering-up")),
-    epochs=8,
+    epochs=7,
     lr=0.05,
     train_images=10_000,
     test_images=2_000,
