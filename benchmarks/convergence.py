@@ -25,10 +25,11 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from filelock import Timeout
 from rich.console import Console
 
 from benchmarks.lab.display import Display
-from benchmarks.lab.grids import GRIDS, Grid, Run
+from benchmarks.lab.grids import GRIDS, ORIGINAL, Grid, Run
 from benchmarks.lab.pool import one_by_one, side_by_side
 from benchmarks.lab.ranks import is_launched
 from benchmarks.lab.store import Place, read_curves
@@ -86,13 +87,14 @@ def train(runs: Sequence[Run], setting: Setting, workers: int) -> None:
 
 
 def show(grid: Grid, results: Path) -> None:
-    """Print the tables of a grid's curves, task by task."""
+    """Print the tables of a grid's curves, task by task, where there is an original to compare with; and all losses."""
     curves = read_curves(grid, results / grid.name)
     if not curves:
         raise SystemExit(f"There is no curve in {results / grid.name}; run the grid first.")
     for group in by_task(curves):
-        console.print(summary(group))
-        console.print(report(group))
+        if any(curve[0]["arm"] == ORIGINAL.name for curve in group):
+            console.print(summary(group))
+            console.print(report(group))
     for curve in curves:
         console.print(by_epoch(curve), highlight=False)
 
@@ -143,11 +145,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def forget(runs: Sequence[Run], results: Path) -> None:
-    """Remove the curves and checkpoints of runs that are to be trained again; not while another process is at one."""
+    """Remove the curves and checkpoints of runs that are to be trained again; raise SystemExit where another process is at one."""
     for run in runs:
         place = Place(results, run)
-        with place.lock():
-            place.forget()
+        try:
+            with place.lock():
+                place.forget()
+        except Timeout:
+            raise SystemExit(f"{run.name} is in another process's hands; wait for it, or leave --again out.") from None
 
 
 def _share(workers: int) -> int | None:
@@ -159,4 +164,8 @@ def _share(workers: int) -> int | None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:  # before there was a run to stop, or for the second time
+        console.print("Stopped. The same command goes on from the last checkpoints.")
+        raise SystemExit(STOPPED) from None

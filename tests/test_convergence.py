@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import sys
 import types
@@ -288,6 +289,8 @@ def test_images_in_folders_are_cut_and_shared_out_alike(tmp_path: Path) -> None:
     shares = [some(InFolders(root, FOLDER_TASK, Share(rank, 2)), 1)[0] for rank in range(2)]
     assert torch.equal(torch.cat([share[0] for share in shares]), batches[0][0])
     assert torch.cat([labels for _, labels in whole.test_batches()]).tolist() == [0, 0, 1, 1, 2, 2]
+    decoded = InFolders(root, FOLDER_TASK, Share(), workers=1)  # in a process of its own
+    assert torch.equal(some(decoded, 1, first=3)[0][0], batches[3][0])
     apart = InFolders(root, FOLDER_TASK, Share(), held_out=True)
     assert (len(apart.train.files), apart.tests) == (6, 3)
     assert not set(apart.train.files) & set(apart.test.files.files)
@@ -357,6 +360,8 @@ def test_a_curve_says_all_that_the_format_asks_for(tmp_path: Path) -> None:
     assert all(required <= line.keys() for line in curve)
     assert [line["step"] for line in curve] == [1, 2, 3, 4, 5, 6]
     assert curve[-1]["macs"] == 6 * 16 * curve[-1]["executed_macs"]
+    assert curve[-1]["params"] == models.parameters(models.plain_cnn21())
+    assert (curve[0]["figures"]["C"], curve[0]["figures"]["effective_depth"], curve[0]["p_achieved"]) == (0, 21, 0)
     assert curve[-1]["peak_memory"] > 50e6
     assert sum(line["step_seconds"] for line in curve) == pytest.approx(curve[-1]["seconds"], abs=0.002)
     assert json.loads(json.dumps(curve)) == curve
@@ -421,15 +426,19 @@ def test_the_grids_of_other_images_train_on_folders_of_their_shape(
 SMALL_GRID = Grid("small", (SMALL,), (0,))
 
 
-def run_grid(results: Path, grid: Grid = SMALL_GRID) -> dict[str, str]:
+def run_grid(results: Path, grid: Grid = SMALL_GRID, shown: io.StringIO | None = None) -> dict[str, str]:
     runs = list(grid.runs())
-    with Display(runs, 1, Console(quiet=True)) as display:
+    console = Console(file=shown or io.StringIO(), force_terminal=True, width=200)
+    with Display(runs, 1, console) as display:
         assert not one_by_one(runs, Setting(results, Conditions()), display)
     return display.outcomes
 
 
 def test_a_small_grid_runs_once_and_reports_from_its_files(tmp_path: Path, data: Path) -> None:
-    assert set(run_grid(tmp_path).values()) == {"trained"}
+    shown = io.StringIO()
+    assert set(run_grid(tmp_path, shown=shown).values()) == {"trained"}
+    for told in ("original-seed0", "test error", "left", "6/6"):
+        assert told in shown.getvalue()
     curves = read_curves(SMALL_GRID, tmp_path / "small")
     assert [found[0]["arm"] for found in curves] == ["original", "block-p0.3"]
     original, rewired = (found[-1] for found in curves)
@@ -461,6 +470,8 @@ def test_the_command_lists_trains_again_and_reports(
     for expected, more in (("trained", []), ("is there already", []), ("trained", ["--again"])):
         convergence.main([*told, *more])
         assert f"original-seed0  {expected}" in capsys.readouterr().out
+    with Place(tmp_path, next(SMALL_GRID.runs())).lock(), pytest.raises(SystemExit, match="in another process's hands"):
+        convergence.main([*told, "--again"])
     with pytest.raises(SystemExit, match="There is no curve in"):
         convergence.main(["small", "--results", str(tmp_path / "none"), "--report"])
     monkeypatch.setenv("WORLD_SIZE", "2")

@@ -215,3 +215,19 @@ def test_a_killed_run_goes_on_with_another_number_of_processes(
     assert (tmp_path / "log").read_text().splitlines()[0] == f"{name} {step + 1}"
     block = f"{name}.jsonl"
     assert_close({block: curves(tmp_path, "shared")[block]}, {block: alone[block]}, processes=then)
+
+
+@pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="this torch has no gloo")
+def test_ranks_stop_together_and_go_on_to_the_very_curve_with_norms_and_dropout(tmp_path: Path, data: Path) -> None:
+    command = ["tiny", "--arms", "block-p0.3", "--seeds", "0", "--tasks", "net-cifar10"]
+    finish(launch(2, [*command, "--results", str(tmp_path / "whole")], data))
+    log, stopped = tmp_path / "log", [*command, "--results", str(tmp_path / "stopped")]
+    processes = launch(2, stopped, data, log)
+    while not log.exists() or log.read_text().count("\n") < 12:  # a line of each rank
+        time.sleep(0.002)
+    for process in processes:
+        os.kill(process.pid, signal.SIGTERM)  # as torchrun does when it is asked to end
+    assert [ended(process) for process in processes] == [130, 130]
+    finish(launch(2, stopped, data, log))
+    assert set(Counter(log.read_text().splitlines()).values()) == {2}
+    assert curves(tmp_path / "stopped") == curves(tmp_path / "whole") != {}

@@ -5,6 +5,7 @@ The folder is named `imagefolder` in the data folder (see benchmarks/data.py); i
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -130,6 +131,11 @@ class Batches:
                 step += 1
 
 
+def _ignore_interrupts(_: int) -> None:
+    """Leave Ctrl-C to the process that trains, which still needs images up to its checkpoint."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 class InFolders(Pictures):
     """Images that processes of their own decode as they are needed."""
 
@@ -150,6 +156,8 @@ class InFolders(Pictures):
             raise SystemExit(f"{self.subset}: {len(self.train.files):,} images do not make one batch of {task.batch}.")
         self.size = task.size or 224
         self.test = Decoded(tests, self.size)
+        mine = Subset(self.test, range(share.rank, len(self.test), share.ranks))
+        self._tests = DataLoader(mine, batch_size=task.batch, persistent_workers=bool(workers), **self._how)
         self.example = torch.zeros(2, 3, self.size, self.size)
 
     def batches(self, seed: int, first: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -159,14 +167,13 @@ class InFolders(Pictures):
 
     def test_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the middles of every `ranks`-th test image."""
-        mine = Subset(self.test, range(self.share.rank, len(self.test), self.share.ranks))
-        yield from self._loaded(DataLoader(mine, batch_size=self.task.batch, **self._how))
+        yield from self._loaded(self._tests)
 
     @property
     def _how(self) -> dict[str, Any]:
         # A worker process of its own: threads that torch has started do not survive a fork.
-        context = "spawn" if self.workers else None
-        return {"num_workers": self.workers, "pin_memory": self.share.device.type == "cuda", "multiprocessing_context": context}
+        workers = {"num_workers": self.workers, "multiprocessing_context": "spawn" if self.workers else None}
+        return workers | {"worker_init_fn": _ignore_interrupts, "pin_memory": self.share.device.type == "cuda"}
 
     def _loaded(self, loader: DataLoader[Any]) -> Iterator[tuple[Tensor, Tensor]]:
         for images, labels in loader:

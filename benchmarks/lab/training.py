@@ -27,7 +27,7 @@ from benchmarks.lab.images import Pictures, number
 from benchmarks.lab.networks import MODELS
 from benchmarks.lab.ranks import ALONE, Ranks
 from benchmarks.lab.schedules import Schedule
-from benchmarks.models import parameters, seeded
+from benchmarks.models import seeded
 from benchmarks.record import provenance
 
 Record = dict[str, Any]
@@ -35,6 +35,8 @@ CHECKPOINT_SECONDS = 20.0
 SHARE = 50
 """How many times longer than a checkpoint takes to write training goes on before the next."""
 GO_ON, SAVE, STOP = range(3)
+FIGURES = ("S", "C", "L", "graph_density", "effective_depth", "mean_path", "macs")
+"""What a curve says of its network's channel graph: candidates for what predicts the speed."""
 
 
 class Stopped(Exception):  # noqa: N818 - it is no error
@@ -81,16 +83,13 @@ def build(run: Run, example: Tensor, classes: int) -> tuple[nn.Module, Record]:
         original, example, p=arm.p or 0.0, wiring=arm.wiring, params=arm.params, seed=run.topology_seed, skips=arm.skips
     )
     ledger = swnet.ledger(rewired)
-    if arm.p is None:
-        macs = ledger.before.macs
-        return original, {"params": parameters(original), "macs": macs, "executed_macs": macs, "p_achieved": 0.0}
-    after = ledger.after
-    return rewired, {
-        "params": after.params,
-        "macs": after.macs,
-        "executed_macs": after.executed_macs,
-        "p_achieved": after.p_achieved,
-    }
+    return (original, _about(ledger.before)) if arm.p is None else (rewired, _about(ledger.after))
+
+
+def _about(side: Any) -> Record:
+    """Return what one side of a ledger says of a network, with the figures of its channel graph."""
+    counts = {key: getattr(side, key) for key in ("params", "macs", "executed_macs", "p_achieved")}
+    return counts | {"figures": {key: float(getattr(side, key)) for key in FIGURES}}
 
 
 def _controlled(name: str, original: nn.Module, example: Tensor, seed: int, p: float) -> nn.Module:
@@ -105,17 +104,11 @@ def _controlled(name: str, original: nn.Module, example: Tensor, seed: int, p: f
 
 
 def _counted(model: nn.Module, example: Tensor) -> Record:
-    """Count a network that was not made by a plan of ours, or by one."""
+    """Count a network that has a ledger, or would have one if nothing was moved in it."""
     try:
-        figures = swnet.ledger(model).after
+        return _about(swnet.ledger(model).after)
     except swnet.SwnetError:
-        figures = swnet.ledger(swnet.transform(model, example, p=0.0)).before
-    return {
-        "params": figures.params,
-        "macs": figures.macs,
-        "executed_macs": figures.executed_macs,
-        "p_achieved": figures.p_achieved,
-    }
+        return _about(swnet.ledger(swnet.transform(model, example, p=0.0)).before)
 
 
 class Training:
