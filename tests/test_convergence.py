@@ -348,6 +348,29 @@ def test_rates_go_as_their_names_say() -> None:
         rates("square")  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("kind", ["constant", "plateau", "one-cycle", "cosine", "steps"])
+def test_a_schedule_goes_on_from_its_state(kind: Kind) -> None:
+    def made() -> tuple[torch.optim.Optimizer, Schedule]:
+        optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.8, momentum=0.9)
+        return optimizer, Schedule(kind, optimizer, 0.8, 20)
+
+    def go_on(optimizer: torch.optim.Optimizer, schedule: Schedule, steps: int) -> list[tuple[float, float]]:
+        found = []
+        for _ in range(steps):
+            found.append((schedule.lr, optimizer.param_groups[0]["momentum"]))
+            optimizer.step()
+            schedule.stepped()
+            schedule.epoch_done(1.0)
+        return found
+
+    whole, (optimizer, schedule) = go_on(*made(), 20), made()
+    first = go_on(optimizer, schedule, 4)
+    resumed = made()
+    resumed[0].load_state_dict(optimizer.state_dict())
+    resumed[1].load(json.loads(json.dumps(schedule.state())))
+    assert first + go_on(*resumed, 16) == whole
+
+
 # --- one run -----------------------------------------------------------------------------------------------------------------
 
 
