@@ -22,7 +22,7 @@ from torch import nn
 from benchmarks import convergence, models, record
 from benchmarks.data import Dataset, write_npz
 from benchmarks.lab import images, networks, tables, training
-from benchmarks.lab.display import Display, Estimate
+from benchmarks.lab.display import Display, Estimate, _spoken
 from benchmarks.lab.folders import InFolders
 from benchmarks.lab.grids import CIFAR100, CORE, DENSENET, FIRST_TRIAL, GRIDS, IMAGEFOLDER, ORIGINAL, QUICK, Arm, Grid, Run, Task
 from benchmarks.lab.images import InMemory
@@ -555,6 +555,7 @@ def test_the_time_left_is_estimated_by_runs_alike() -> None:
     now[0] = 30.0
     estimate.reached(names[1], 0.1)
     assert estimate.left() == pytest.approx((90 + 2 * 70) / 2)
+    assert [_spoken(seconds) for seconds in (89.6, 100, 89 * 60, 3 * 3600 + 240)] == ["90 s", "2 min", "89 min", "3:04 h"]
 
 
 # --- tables ------------------------------------------------------------------------------------------------------------------

@@ -104,8 +104,11 @@ _stop: Callable[[], bool]
 def _begin(setting: Setting, messages: Any, halt: Any, parent: int) -> None:
     """Make a process ready; what it is told stays with it, since a queue cannot be sent with each run."""
     global _setting, _messages, _stop
-    _setting, _messages = setting, messages
-    _stop = lambda: halt.is_set() or os.getppid() != parent  # noqa: E731
+
+    def stop() -> bool:
+        return halt.is_set() or os.getppid() != parent
+
+    _setting, _messages, _stop = setting, messages, stop
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent tells
     if setting.threads:
         torch.set_num_threads(setting.threads)
