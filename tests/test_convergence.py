@@ -449,19 +449,15 @@ def test_the_grids_of_other_images_train_on_folders_of_their_shape(
 SMALL_GRID = Grid("small", (SMALL,), (0,))
 
 
-def run_grid(results: Path, grid: Grid = SMALL_GRID, shown: io.StringIO | None = None) -> dict[str, str]:
+def run_grid(results: Path, grid: Grid = SMALL_GRID) -> dict[str, str]:
     runs = list(grid.runs())
-    console = Console(file=shown or io.StringIO(), force_terminal=True, width=200)
-    with Display(runs, 1, console) as display:
+    with Display(runs, 1, Console(quiet=True)) as display:
         assert not one_by_one(runs, Setting(results, Conditions()), display)
     return display.outcomes
 
 
 def test_a_small_grid_runs_once_and_reports_from_its_files(tmp_path: Path, data: Path) -> None:
-    shown = io.StringIO()
-    assert set(run_grid(tmp_path, shown=shown).values()) == {"trained"}
-    for told in ("original-seed0", "test error", "left", "6/6"):
-        assert told in shown.getvalue()
+    assert set(run_grid(tmp_path).values()) == {"trained"}
     curves = read_curves(SMALL_GRID, tmp_path / "small")
     assert [found[0]["arm"] for found in curves] == ["original", "block-p0.3"]
     original, rewired = (found[-1] for found in curves)
@@ -538,6 +534,20 @@ def test_the_best_rate_is_the_one_with_the_lowest_late_error() -> None:
     assert best([(0.1, curve(0.5)), (0.2, curve(0.0, loss=None))]) == 0.1
 
 
+def test_a_terminal_shows_each_run_under_way_and_the_time_left() -> None:
+    shown, runs = io.StringIO(), list(SMALL_GRID.runs())
+    with Display(runs, 1, Console(file=shown, force_terminal=True, width=200)) as display:
+        display.began(runs[0].name)
+        for step in (1, 2):
+            display.progressed(runs[0].name, training.Progress(step, 6, 0.1, {"test_error": 0.25}))
+        display.bars.refresh()
+        for told in (runs[0].name, "test error 0.250", "2/6", "0/2", "about 0 s left"):
+            assert told in shown.getvalue()
+        display.ended(runs[0].name, "trained")
+    assert f"{runs[0].name}  trained; about 0 s left" in shown.getvalue()
+    assert display.outcomes == {runs[0].name: "trained"}
+
+
 def test_the_time_left_is_estimated_by_runs_alike() -> None:
     now = [0.0]
     runs = list(Grid("small", (SMALL, replace(SMALL, variant="other")), (0,)).runs())
@@ -549,8 +559,7 @@ def test_the_time_left_is_estimated_by_runs_alike() -> None:
     estimate.reached(names[0], 0.75)
     assert estimate.left() == pytest.approx((10 + 3 * 40) / 2)
     now[0] = 20.0
-    estimate.reached(names[0], 1.0)
-    estimate.ended(names[0])
+    estimate.ended(names[0], whole=True)
     estimate.reached(names[1], 0.0)
     now[0] = 30.0
     estimate.reached(names[1], 0.1)

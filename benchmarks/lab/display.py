@@ -48,11 +48,14 @@ class Estimate:
         else:
             self.active[name] = Active(self.clock(), share, share)
 
-    def ended(self, name: str) -> None:
-        """Take note that a run is not to be waited for any longer."""
+    def ended(self, name: str, *, whole: bool) -> None:
+        """Take note that a run is not to be waited for any longer, and whether it came to its end: then it tells what one costs."""
         self.waiting.discard(name)
-        if (run := self.active.pop(name, None)) and (cost := run.cost(self.clock())) and run.share == 1:
-            self.costs.setdefault(self.kinds[name], []).append(cost)
+        run = self.active.pop(name, None)
+        if run and whole:
+            run.share = 1.0  # the last steps may not have been told
+            if cost := run.cost(self.clock()):
+                self.costs.setdefault(self.kinds[name], []).append(cost)
 
     def left(self) -> float | None:
         """Return the seconds left, or None before anything is known."""
@@ -112,7 +115,7 @@ class Display:
         """Say what came of a run."""
         if self.silent:
             return
-        self.estimate.ended(name)
+        self.estimate.ended(name, whole=outcome == "trained")
         self.outcomes[name] = outcome
         if name in self.lines:
             self.bars.remove_task(self.lines.pop(name))
