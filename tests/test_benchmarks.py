@@ -33,6 +33,7 @@ from benchmarks import (
 from swcompile.graph import LayerGraph
 from swcompile.metrics import channel_graph
 from swcompile.trace import trace_structure
+from tests.test_convergence import small_set
 
 
 def text(table: object) -> str:

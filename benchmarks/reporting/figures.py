@@ -15,7 +15,7 @@ from torch import nn
 
 import swnet
 from benchmarks.controls import CONTROLS
-from benchmarks.convergence import MODELS
+from benchmarks.lab.networks import MODELS
 from benchmarks.models import seeded
 from benchmarks.reporting.curves import Run
 from benchmarks.reporting.regression import FIGURES
@@ -59,7 +59,7 @@ def _counted(
 ) -> Mapping[str, float]:
     classes, channels, size = images
     example = torch.zeros(2, channels, size, size)
-    network = seeded(MODELS[model], 0, classes, channels)
+    network = seeded(MODELS[model], 0, classes, channels, size)
     if control is not None:
         network = CONTROLS[control](network, example, seed, p)
     elif wiring is not None:
