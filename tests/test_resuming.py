@@ -131,6 +131,18 @@ def test_workers_train_side_by_side(tmp_path: Path, data: Path) -> None:
     assert curves(tmp_path / "1", "shared") == curves(tmp_path / "2", "shared") != {}
 
 
+def children(process: int) -> list[int]:
+    return [int(one) for task in Path(f"/proc/{process}/task").iterdir() for one in (task / "children").read_text().split()]
+
+
+def alive(process: int) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="the system does not tell of its processes")
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -9)])
 def test_workers_end_with_their_command(number: int, code: int, tmp_path: Path, data: Path) -> None:
     command = ["long", "--results", str(tmp_path), "--workers", "2", "--threads", "1", "--checkpoint-seconds", "0.1"]
@@ -142,11 +154,17 @@ def test_workers_end_with_their_command(number: int, code: int, tmp_path: Path, 
         time.sleep(0.05)
     with pytest.raises(Timeout):
         places[0].lock().acquire()
+    workers = children(process.pid)
+    assert len(workers) >= 2
     os.kill(process.pid, number)
     assert ended(process) == code
     for place in places:
         with place.lock().acquire(timeout=60):
             assert place.begun
+    deadline = time.monotonic() + 60
+    while any(map(alive, workers)):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
     told = (tmp_path / "out").read_text()
     assert ("Stopped. The same command goes on where it was." in told) == (number == signal.SIGINT)
     assert "Traceback" not in told

@@ -7,10 +7,12 @@ import multiprocessing
 import os
 import queue
 import signal
+import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import connection
 from typing import Any
 
 import torch
@@ -55,7 +57,7 @@ def side_by_side(runs: Sequence[Run], setting: Setting, workers: int, display: D
     """
     context = multiprocessing.get_context("spawn")
     messages, halt = context.Queue(), context.Event()
-    told = (setting, messages, halt, os.getpid())
+    told = (setting, messages, halt)
     with stopping() as stop, ProcessPoolExecutor(workers, context, initializer=_begin, initargs=told) as pool:
         futures = {pool.submit(_carry_out, run): run for run in runs}
         pending: set[Future[Outcome]] = set(futures)
@@ -99,27 +101,41 @@ def _pass_on(messages: Any, display: Display) -> None:
 _setting: Setting
 _messages: Any
 _stop: Callable[[], bool]
+_orphaned = threading.Event()
+_busy = threading.Lock()
 
 
-def _begin(setting: Setting, messages: Any, halt: Any, parent: int) -> None:
+def _end_with_parent() -> None:
+    """Wait until the parent is gone, let the run stop that is under way, and end: an idle worker would wait for ever."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    connection.wait([parent.sentinel])
+    _orphaned.set()
+    with _busy:
+        os._exit(1)
+
+
+def _begin(setting: Setting, messages: Any, halt: Any) -> None:
     """Make a process ready; what it is told stays with it, since a queue cannot be sent with each run."""
     global _setting, _messages, _stop
 
     def stop() -> bool:
-        return halt.is_set() or os.getppid() != parent
+        return _orphaned.is_set() or bool(halt.is_set())
 
     _setting, _messages, _stop = setting, messages, stop
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent tells
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     if setting.threads:
         torch.set_num_threads(setting.threads)
 
 
 def _carry_out(run: Run) -> Outcome:
-    if _stop():
-        return "stopped"
-    _messages.put((run.name, None))
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return carry_out(run, _setting, Ranks(Share(device=device)), _Reporter(run.name), _stop)
+    with _busy:
+        if _stop():
+            return "stopped"
+        _messages.put((run.name, None))
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return carry_out(run, _setting, Ranks(Share(device=device)), _Reporter(run.name), _stop)
 
 
 class _Reporter:
