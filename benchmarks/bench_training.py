@@ -12,9 +12,10 @@ rewired in tiles (p = 0.3), of which a quarter stays; its eager form multiplies 
 A row has the quartiles of the milliseconds, their ratio to eager, the bytes that a forward pass keeps for the backward pass (of
 distinct memory, without the parameters), and on a GPU the most that a step takes beside what lies there before it. What is timed
 is judged, too: set back to the start, one more step makes the losses, gradients and running statistics that are compared with
-double precision. A form with more than twice the error of eager is wrong, whatever its speed, and so is one that moves running
-statistics other than once a step. Double precision takes four times the memory of bfloat16: DenseNet-121 at a batch of 256 needs an
-H200 for it. Below each case is what was to be reached, and what was; each is kept in a file of its own.
+double precision. A form with more than twice the error of eager, and more than rounding may do, is wrong, whatever its speed; so
+is one that moves running statistics other than once a step. Double precision takes four times the memory of bfloat16:
+DenseNet-121 at a batch of 256 needs an H200 for it. Below each case is what was to be reached, and what was; each is kept in a
+file of its own.
 """
 
 from __future__ import annotations
@@ -64,8 +65,13 @@ TARGETS = (
 )
 MEMORY = 2.0
 """How many times the peak of memory of DenseNet-121, lowered in the form that is fastest, shall go into eager's."""
-MOVED = 0.01
-"""The relative error of running statistics that is taken for rounding: moved twice, or not at all, they are far more off."""
+ROUNDED = {"loss": 1e-5, "gradients": 0.01, "statistics": 0.01}
+"""The relative errors that are taken for rounding where twice eager's are less.
+
+In float32 eager's gradients are 5e-6 off in DenseNet-40, and either form's some 1e-3 where an activation whose input is 0 but for
+rounding goes the other way. Statistics that move twice a step, or not at all, are 0.5 off and more. In bfloat16 twice eager's are
+mostly more.
+"""
 
 
 # --- a step ------------------------------------------------------------------------------------------------------------------
@@ -215,9 +221,8 @@ class Exact:
         true = exact.parts(made, exact.gradients, wide, torch.float64)
         found = exact.parts(rounded, _gradients(plain), plain)
         references = {kind: Reference.of(found[kind], true[kind]) for kind in found}
-        if moved := references.get("statistics"):
-            references["statistics"] = replace(moved, allowed=max(moved.allowed, MOVED))
-        return replace(exact, references=references)
+        allowed = {kind: max(one.allowed, ROUNDED[kind]) for kind, one in references.items()}
+        return replace(exact, references={kind: replace(one, allowed=allowed[kind]) for kind, one in references.items()})
 
     def parts(
         self, made: Tensor, gradients: Mapping[str, Tensor], model: nn.Module, dtype: torch.dtype = torch.float32
@@ -366,24 +371,28 @@ def show(rows: Sequence[dict[str, Any]]) -> Table:
     """Return the table of a case."""
     first = rows[0]
     table = Table(title=f"Steps of {first['case']}, a batch of {first['batch']} in {first['dtype']}", box=box.SIMPLE_HEAD)
-    columns = ("", "form", "ms", "its quartiles", "of eager", "its quartiles", "kept MB", "of eager", "peak MB", "error", "allowed")
-    for heading in (*columns, "remarks"):
-        table.add_column(heading, justify="left" if heading in ("", "form", "remarks") else "right")
+    for heading in ("", "form", "ms", "of eager", "its quartiles", "kept MB", "of eager", "peak MB", "error", "allowed"):
+        table.add_column(heading, justify="left" if heading in ("", "form") else "right")
     kept = {row["arm"]: row.get("kept_bytes") for row in rows if row["form"] == "eager"}
     for row in rows:
-        remarks = "; ".join(filter(None, (row["failed"], row["chosen"])))
         if "ms" not in row:
-            table.add_row(row["arm"], row["form"], *("" for _ in columns[2:]), remarks)
+            table.add_row(row["arm"], row["form"], "failed")
             continue
-        low, middle, high = row["ms"]
         ratios = ("", "")
         if "ratio" in row:
             ratios = f"{row['ratio']:.3f}", "{:.3f} to {:.3f}".format(*row["ratio_quartiles"][::2])
         keeps = f"{row['kept_bytes'] / 1e6:.1f}", f"{row['kept_bytes'] / (kept[row['arm']] or math.nan):.3f}"
         peak = "" if row["peak_memory"] is None else f"{row['peak_memory'] / 1e6:.0f}"
         errors = (f"{row[kind]['gradients']:.1e}" for kind in ("errors", "errors_allowed"))
-        table.add_row(row["arm"], row["form"], f"{middle:.2f}", f"{low:.2f} to {high:.2f}", *ratios, *keeps, peak, *errors, remarks)
+        table.add_row(row["arm"], row["form"], f"{row['ms'][1]:.2f}", *ratios, *keeps, peak, *errors)
     return table
+
+
+def remarks(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
+    """Yield what is to be said of forms: why one failed, what swnet.lower chose."""
+    for row in rows:
+        if said := "; ".join(filter(None, (row["failed"], row["chosen"]))):
+            yield f"{row['arm']}, {row['form']}: {said}"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -410,7 +419,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         rows = examine(case, arms, forms, device, dtype, count, rounds, telling, options.layout)
         console.print(show(rows))
         told = verdict(rows) if on_gpu and count == BATCH else ["The targets are for an H200 and a batch of 256."]
-        for line in told:
+        for line in (*remarks(rows), *told):
             console.print(line, highlight=False)
         if not options.no_record:
             console.print(f"Kept in {write_timings(f'bench_training_{slug(case)}', rows)}", highlight=False)

@@ -219,22 +219,23 @@ class _Program:
     around: tuple[nn.Module, ...]
     kinds: tuple[type[nn.Module], ...]
     masks: tuple[tuple[Tensor | None, int], ...]
+    settings: list[tuple[Any, ...]]
     devices: tuple[str, ...]
 
     def stands(self, root: nn.Module) -> bool:
-        """Say whether the modules that it does without are still those that it was made for, of their kind, and not patched.
+        """Say whether the modules that it does without are still those it was made for, of their kind, set so, and not patched.
 
         So must be their masks, since what they let through was taken into the program; a write to one that no call outside of a
-        compiler follows, or through `.data`, is not noticed. Compiled code guards the rest by itself. On devices of several types,
-        of which autocast is on for some, nothing stands.
+        compiler follows, or through `.data`, is not noticed, nor are other settings inside of a compiler. On devices of several
+        types, of which autocast is on for some, nothing stands.
         """
         if len(self.devices) > 1 and any(_autocast_on(device) for device in self.devices):
             return False
         if torch.compiler.is_exporting():  # with other tensors in the place of buffers
             return not self.is_written()
-        if torch.compiler.is_compiling():
-            return all(one._buffers.get("mask") is mask for one, mask in self.masked())
-        return not self.is_written() and all(
+        if not torch.compiler.is_compiling() and (self.is_written() or self.settings != [_settings(one) for one in self.around]):
+            return False
+        return all(
             _submodule(root, path) is one and type(one) is kind and "forward" not in vars(one) and one._buffers.get("mask") is mask
             for path, one, kind, (mask, _) in zip(self.lowered.bypassed, self.around, self.kinds, self.masks, strict=True)
         )
@@ -360,8 +361,11 @@ class RewiredModule(fx.GraphModule):
     def _lowered_run(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Callable[..., Any] | None:
         """Return what a call runs instead of the graph of the module's mode, or None."""
         program: _Program | None
-        if not torch.compiler.is_compiling() and any(one.is_written() for one in list(self._programs.values())):
-            self.recompile()
+        if not torch.compiler.is_compiling():
+            if _is_told_of_all() or torch.autograd.forward_ad._current_level >= 0:  # operators of ours have no tangents
+                return None
+            if any(one.is_written() for one in list(self._programs.values())):
+                self.recompile()
         if self.training:
             if kwargs or not self.lowering.training or not self.lowering.takes_in_training(self, args) or _is_taken_apart():
                 return None
@@ -435,7 +439,7 @@ class RewiredModule(fx.GraphModule):
         writes = [0 if mask is None or mask.is_inference() else mask._version for mask in map(_mask_of, around)]
         masks = tuple(zip(map(_mask_of, around), writes, strict=True))
         devices = tuple({parameter.device.type for parameter in self.parameters()})
-        return _Program(made, self._forward_of(made.graph), around, kinds, masks, devices)
+        return _Program(made, self._forward_of(made.graph), around, kinds, masks, [_settings(one) for one in around], devices)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> RewiredModule:
         made = type(self).__new__(type(self))
@@ -498,6 +502,20 @@ def _autocast_on(device: str) -> Autocast | None:
     if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):  # "meta" has none to ask for
         return None
     return device, torch.get_autocast_dtype(device)
+
+
+_SETTINGS = ("stride", "padding", "dilation", "groups", "eps", "approximate")
+"""Attributes of modules that a program takes in."""
+
+
+def _settings(module: nn.Module) -> tuple[Any, ...]:
+    own, parameters = module.__dict__, module._parameters
+    return (*(own.get(name) for name in _SETTINGS), *(parameters.get(name) is None for name in ("weight", "bias")))
+
+
+def _is_told_of_all() -> bool:
+    """Say whether something is to be told whenever any module runs (torch.nn.modules.module.register_module_forward_hook)."""
+    return bool(torch.nn.modules.module._has_any_global_hook())  # type: ignore[no-untyped-call]  # torch's is untyped
 
 
 def _has_hooks(module: nn.Module) -> bool:

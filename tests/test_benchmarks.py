@@ -301,7 +301,9 @@ def test_training_steps_run_in_all_forms_and_what_they_keep_is_counted(dtype: to
     assert "There is nothing to lower" in found["plain", "lower-torch"]["failed"]
     shown = text(bench_training.show(rows))
     assert f"{found['block', 'lower-torch']['kept_bytes'] / found['block', 'eager']['kept_bytes']:.3f}" in shown
-    assert "NothingToDoError" in shown
+    said = list(bench_training.remarks(rows))
+    assert [line.partition(": ")[0] for line in said] == [f"{arm}, lower-torch" for arm in arms]
+    assert "NothingToDoError" in said[1]
 
 
 def off_by_a_hundredth(model: nn.Module) -> None:
@@ -336,6 +338,16 @@ def test_a_step_that_computes_something_else_is_wrong(
     assert wrong["errors"][kind] > wrong["errors_allowed"][kind]
     assert "is wrong" in wrong["failed"]
     assert wrong["ms"][1] > 0
+
+
+def test_gradients_of_narrow_layers_count_as_much_as_those_of_wide_ones() -> None:
+    exact = {"wide": torch.full((100, 100), 100.0), "narrow": torch.ones(4), "none": torch.zeros(4)}
+    true = bench_training._alike(exact, exact, torch.float64)
+    for name in ("wide", "narrow"):
+        off = bench_training._alike(exact | {name: 2 * exact[name]}, exact, torch.float64)
+        assert forms.relative_error(off, true) == pytest.approx(0.5**0.5)
+    noise = bench_training._alike(exact | {"none": torch.full((4,), 1e-6)}, exact, torch.float64)
+    assert forms.relative_error(noise, true) < 1e-3
 
 
 def test_a_step_goes_back_to_its_start_and_leaves_no_gradient() -> None:
@@ -544,12 +556,14 @@ def test_the_readme_has_the_table_of_what_gpus_measured(tmp_path: Path) -> None:
     assert targets == 5 + 4 + 6 + 4
     assert gpu_table.table(tmp_path).count("not measured") == targets
     rows = [made_up("original", "eager", 24), made_up("original", "lower-triton", 10)]
+    resnets = [made_up("original", "compile", 20, case="resnet50"), made_up("rewired", "lower-triton", 10, case="resnet50")]
+    resnets = [row | {"batch": 8} for row in resnets]  # is not what the target is for
     for name, of in (
         ("bench_networks_densenet121", rows),
         ("calibration", calibrated(0.6, 1.3)),
         ("bench_training_densenet121", rows),
         ("lowered_training_resnet18", [trained("resnet18", [0.02])]),
-        ("bench_training_resnet50", [made_up("original", "compile", 20, case="resnet50") | {"batch": 8}]),
+        ("bench_training_resnet50", resnets),
     ):
         (tmp_path / "some-gpu").mkdir(exist_ok=True)
         (tmp_path / "some-gpu" / f"{name}.json").write_text(json.dumps({"hardware": "Some GPU", "rows": of}))

@@ -83,8 +83,12 @@ def lay_for_callers(made: fx.Graph, root: nn.Module) -> None:
     *_, output = made.nodes
     inputs = [node for node in made.nodes if node.op == "placeholder"]
     weight = name_of_shown_weight(root)
+    behind: set[fx.Node] = set()
+    for node in made.nodes:
+        if _is_ours(node) or not behind.isdisjoint(node.all_input_nodes):
+            behind.add(node)
     for value in output.all_input_nodes:
-        if _is_ours(value) or isinstance(spec_of(value), Spec):
+        if value in behind and (_is_ours(value) or isinstance(spec_of(value), Spec)):
             with made.inserting_before(output):
                 like = (*inputs, *(() if weight is None else (made.get_attr(weight),)))
                 output.replace_input_with(value, made.call_function(run.lie_as, (value, like)))

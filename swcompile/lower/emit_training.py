@@ -72,9 +72,18 @@ def trained(graph: fx.Graph, root: nn.Module, sites: Sequence[Site], *, by_kerne
     drop_unread(made)
     lay_for_views(made, root)
     lay_for_callers(made, root)
+    _keep_from_callers(made, [copies[source] for source, _ in readers])
     made.lint()
     bypassed = (node for site in cut for node in site.steps if node.op == "call_module")
     return made, tuple(dict.fromkeys(str(node.target) for node in bypassed))
+
+
+def _keep_from_callers(made: fx.Graph, kept: Sequence[fx.Node]) -> None:
+    """Return copies of maps that are kept for the backward pass: a caller may write to a map of which a concat has a copy."""
+    *_, output = made.nodes
+    for value in set(output.all_input_nodes).intersection(kept):
+        with made.inserting_before(output):
+            output.replace_input_with(value, made.call_method("clone", (value,)))
 
 
 def as_trained(site: Site, root: nn.Module) -> tuple[Site, ...]:

@@ -217,7 +217,7 @@ def _why(chosen: Chosen, rates: str | None, layout: str, of: str) -> str:
 def _weight(module: nn.Module) -> Tensor | None:
     """Return the first weight whose layout says something, else any."""
     shown = name_of_shown_weight(module)
-    return next(module.parameters(), None) if shown is None else module.get_parameter(shown)
+    return next((weight for name, weight in module.named_parameters() if shown in (None, name)), None)
 
 
 def _layout(weight: Tensor | None, arguments: Sequence[Any]) -> str:

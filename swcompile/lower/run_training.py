@@ -124,7 +124,10 @@ def _by_the_batch(maps: Sequence[Shared], over: Sequence[Moments], taps: Taps, n
 
 
 def _track(norm: Any, mean: Tensor, var: Tensor) -> None:
-    """Move running statistics towards those of a batch, as nn.BatchNorm does; its variance is divided by one row less."""
+    """Move running statistics towards those of a batch, as nn.BatchNorm does; its variance is divided by one row less.
+
+    As there, autograd does not take that for writing to them: a call in eval mode may hold them for its backward pass.
+    """
     with torch.no_grad():
         count = norm.num_batches_tracked
         if count is not None:
@@ -134,5 +137,6 @@ def _track(norm: Any, mean: Tensor, var: Tensor) -> None:
             share = 0.0 if count is None else 1.0 / count.double()
         if norm.running_mean is None:
             return
-        norm.running_mean.mul_(1 - share).add_(mean.to(norm.running_mean.dtype) * share)
-        norm.running_var.mul_(1 - share).add_(var.to(norm.running_var.dtype) * share)
+        for running, now in ((norm.running_mean, mean), (norm.running_var, var)):
+            written = running if torch.compiler.is_compiling() or isinstance(running, FakeTensor) else running.data
+            written.mul_(1 - share).add_(now.to(running.dtype) * share)

@@ -22,11 +22,12 @@ from swcompile.lower.pieces import FLOATS, Piece, are_alike, axis_of, channels_o
 from swcompile.lower.steps import CONVS, activation_of, is_norm, module_of, norms_channels, only_user
 from swcompile.lower.widths import fixes_width, has_width
 from swcompile.modules import MaskedLinear
+from swcompile.trace.names import name_of
 from swcompile.trace.purify import WRITES
 from swcompile.trace.shapes import spec_of
 from swkernels import Support
 
-_BY_STORAGE = ("as_strided", "set_", "stride", "is_contiguous")
+_BY_STORAGE = ("stride", "is_contiguous")
 """Methods whose result goes by how a map lies."""
 
 
@@ -77,7 +78,7 @@ def find_sites(graph: fx.Graph, root: nn.Module) -> tuple[Site, ...]:
 
     A concat that others read too, or that only others read, is a bare site of its own, unless it is only part of another one.
     None are found in a graph that writes into its values, or switches autocast: a site reads its maps at another moment than the
-    concat did.
+    concat did. Nor in one that takes values apart by their strides.
     """
     if _writes(graph):
         return ()
@@ -109,7 +110,7 @@ def left_alone(graph: fx.Graph, root: nn.Module, made: fx.Graph) -> str | None:
 
 def _why_left(graph: fx.Graph, cat: fx.Node, axis: int, is_read: bool) -> str:
     if _writes(graph):
-        return "the model writes into its values or switches autocast"
+        return "the model writes into its values, reads them by their strides, or switches autocast"
     if not parts_of(cat):
         return "its maps are not listed one by one"
     if not are_alike(cat, tuple(pieces_of(cat, axis)), axis):
@@ -118,7 +119,9 @@ def _why_left(graph: fx.Graph, cat: fx.Node, axis: int, is_read: bool) -> str:
 
 
 def _writes(graph: fx.Graph) -> bool:
-    return any(WRITES in node.meta or "autocast" in str(node.target) for node in graph.nodes)
+    """Say whether a graph is one whose values cannot be made at another moment, or lie otherwise."""
+    by_strides = ("as_strided", "set_")
+    return any(WRITES in one.meta or "autocast" in str(one.target) or name_of(one.target) in by_strides for one in graph.nodes)
 
 
 def _shows_how_it_lies(node: fx.Node) -> bool:

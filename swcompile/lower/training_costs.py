@@ -25,7 +25,8 @@ Prices = Mapping[Site, float]
 
 def choose_training(graph: fx.Graph, sites: Sequence[Site], rates: Rates | None, layout: str, worth_it: float = WORTH_IT) -> Chosen:
     """Choose a form for each site of a train-mode graph whose values have their shapes of now; `layout` is as in `choose`."""
-    regions = [(region, _plain(region, rates, layout)) for region in lay_out_regions(graph, sites)]
+    timed = [site for site in sites if site.norm is not None and site.support is None]
+    regions = [(region, _plain(region, rates, layout)) for region in lay_out_regions(graph, timed)]
     options = []
     for form in FORMS:
         found: dict[Site, tuple[str, float]] = {}
@@ -36,9 +37,9 @@ def choose_training(graph: fx.Graph, sites: Sequence[Site], rates: Rates | None,
         options.append(found)
     chosen = min(options, key=lambda found: sum(seconds for _, seconds in found.values() if seconds < math.inf))
     before = {site: seconds for _, plain in regions for site, seconds in plain.items()}
-    return Chosen(
-        {site: form for site, (form, _) in chosen.items()}, tuple(_choice(site, *chosen[site], before[site]) for site in sites)
-    )
+    forms = {site: chosen[site][0] if site in chosen else "plain" for site in sites}
+    choices = (_choice(site, *chosen[site], before[site]) if site in chosen else Choice(name_of(site), "plain") for site in sites)
+    return Chosen(forms, tuple(choices))
 
 
 def _choice(site: Site, form: str, seconds: float, before: float) -> Choice:
@@ -47,11 +48,13 @@ def _choice(site: Site, form: str, seconds: float, before: float) -> Choice:
 
 def _plain(region: Region, rates: Rates | None, layout: str) -> Prices:
     """Return what each site takes as it is."""
+    layout = "last" if region.axis == -1 else layout
     return {site: _price(rates, f"trained plain {_kind(site)} {layout}", site.cat, site) for site in region.sites}
 
 
 def _lowered(region: Region, form: str, rates: Rates | None, layout: str) -> Prices:
     """Return what each site takes in a form; what bringing a map to its readers takes is divided among them."""
+    layout = "last" if region.axis == -1 else layout
     reads = "last" if form == "triton" else layout
     prices = {site: _price(rates, f"trained {form} {_kind(site)} {reads}", site.cat, site) for site in region.sites}
     for source in region.maps:
@@ -69,7 +72,7 @@ def _price(rates: Rates | None, operation: str, read: fx.Node, site: Site) -> fl
     """Return the predicted seconds of an operation over a value; infinite where nothing is known of it."""
     spec = spec_of(read)
     assert spec is not None, "sites are found among values with shapes"
-    timings = None if rates is None or site.norm is None or site.support is not None else rates.of(spec.dtype).get(operation)
+    timings = None if rates is None else rates.of(spec.dtype).get(operation)
     channels = spec.shape[site.axis]
     if timings is None or not math.prod(spec.shape):
         return math.inf

@@ -42,8 +42,6 @@ def fixes_width(user: fx.Node, value: fx.Node, axis: int, root: nn.Module) -> bo
 
     Without one they may be places of a sequence, as where a class token is put in front of others.
     """
-    if activation_of(user, root) is not None:
-        return any(fixes_width(other, user, axis, root) for other in user.users)
     if user.op == "call_function" and user.target in _FUNCTIONAL and len(user.args) > 1:
         source, weight, *_ = user.args
         is_own = isinstance(weight, fx.Node) and weight.op == "get_attr"
@@ -53,6 +51,9 @@ def fixes_width(user: fx.Node, value: fx.Node, axis: int, root: nn.Module) -> bo
     module: Any = called(user, root)
     if type(module) in NORMS:
         return norms_channels(user, value, axis)
+    passes = activation_of(user, root) is not None or isinstance(module, _PER_CHANNEL)
+    if passes and width_of(user, axis) == width_of(value, axis):
+        return any(fixes_width(other, user, axis, root) for other in user.users)
     if axis == -1:
         return type(module) in (nn.Linear, MaskedLinear)
     spec = spec_of(value)

@@ -196,11 +196,15 @@ def set_mode(module: nn.Module, training: bool) -> None:
 def copying_fakes(copied: Callable[[FakeTensor], torch.Tensor]) -> Iterator[None]:
     """Say what deepcopy makes of a fake tensor among a module's attributes: torch would copy memory that is not there."""
     kind: Any = FakeTensor
+    before = kind.__dict__.get("__deepcopy__")  # a module that is copied may itself copy others
     kind.__deepcopy__ = lambda fake, memo: memo.setdefault(id(fake), copied(fake))
     try:
         yield
     finally:
-        del kind.__deepcopy__
+        if before is None:
+            del kind.__deepcopy__
+        else:
+            kind.__deepcopy__ = before
 
 
 def _refuse_lazy(model: nn.Module) -> None:
