@@ -105,8 +105,8 @@ class Lowering:
         else:
             made, bypassed = lowered(graph, shell, forms)
         fault = None if made is None else _fault(made, shell, example, autocast)
-        if fault is None and made is not None and self.backend == "triton" and not in_training:
-            fault = left_alone(graph, shell, made)
+        if fault is None and made is not None and self.backend == "triton" and arguments is None and not in_training:
+            fault = left_alone(graph, shell, made)  # which swnet.lower raises; a call of another kind runs what it can
         if fault is not None:
             return Lowered(None, (), Choices(call, fault, tuple(Choice(choice.layer, "plain") for choice in choices.values())))
         return Lowered(made, bypassed, Choices(call, why, tuple(choices.values())))
