@@ -301,7 +301,8 @@ def _compare_reads(
     after: LayerGraph, before: LayerGraph, taps: Mapping[str, Sequence[Tap]], bypassed: Sequence[tuple[str, int]]
 ) -> None:
     """Assert that every layer of a rewritten graph reads the very channels that the plan names, and no other layer changed."""
-    index = {producer.name: place for place, producer in enumerate(before.producers)}
+    index = {key: place for place, key in enumerate(_keys(before))}
+    keys = _keys(after)
     seen = _without(before, dict(bypassed))
     beside = _beside(after, before)
     sums = _sums_of_two(after, beside)
@@ -309,13 +310,19 @@ def _compare_reads(
         if layer.name not in before.layer_by_name:  # one beside another, and looked at with it
             continue
         found = after.runs_of([tap for one in (layer, beside.get(layer.name)) if one is not None for tap in after.reads(one)])
-        names = [sums.get(run.producer, after.producers[run.producer].name) for run in found]
-        if bypassed and not index.keys() >= set(names):
+        named = [(sums[run.producer], True) if run.producer in sums else keys[run.producer] for run in found]
+        if bypassed and not index.keys() >= set(named):
             continue  # an opaque addend stayed of a sum that it reads: it has no name of its own in the original
-        real = [replace(run, producer=index[name]) for run, name in zip(found, names, strict=True)]
+        real = [replace(run, producer=index[key]) for run, key in zip(found, named, strict=True)]
         planned = taps.get(layer.name, before.reads(before.layer_by_name[layer.name]))
         same = _slots(real, seen, bypassed) == _slots(before.runs_of(planned), seen, bypassed)
         assert same, f"{layer.name} reads {_shown(real, before)}, the plan says {' '.join(map(str, planned))}"
+
+
+def _keys(graph: LayerGraph) -> list[tuple[str, bool]]:
+    """Return the producers by their names, and whether they are layers: an input may have the name of one."""
+    made = {layer.producer for layer in graph.layers}
+    return [(producer.name, place in made) for place, producer in enumerate(graph.producers)]
 
 
 def _beside(after: LayerGraph, before: LayerGraph) -> dict[str, Layer]:

@@ -375,18 +375,24 @@ class LayerGraph:
         """Return a DiGraph of producers: an edge for each that a layer, a sum or an opaque operation reads.
 
         Node attributes: kind, channels, and for layers node, in_channels, kernel_size, refused, where. Edge attribute: channels.
+        An input that has the name of a layer has "(input)" behind it.
         """
         made: nx.DiGraph[str] = nx.DiGraph(name=self.name)
         by_producer = {layer.producer: layer for layer in self.layers}
+        taken = self.layer_by_name
+        names = [
+            one.name if index in by_producer or one.name not in taken else f"{one.name} ({one.kind})"
+            for index, one in enumerate(self.producers)
+        ]
         for index, producer in enumerate(self.producers):
             layer = by_producer.get(index)
-            made.add_node(producer.name, kind=producer.kind, channels=producer.channels, **_layer_attributes(layer))
+            made.add_node(names[index], kind=producer.kind, channels=producer.channels, **_layer_attributes(layer))
             parts = (self.feature_by_name[layer.feature].runs,) if layer is not None else producer.parts
             widths: dict[str, int] = {}
             for run in (run for part in parts for run in part):
-                source = self.producers[run.producer].name
+                source = names[run.producer]
                 widths[source] = widths.get(source, 0) + run.width
-            made.add_edges_from((source, producer.name, {"channels": width}) for source, width in widths.items())
+            made.add_edges_from((source, names[index], {"channels": width}) for source, width in widths.items())
         return made
 
     def to_graphml(self) -> str:

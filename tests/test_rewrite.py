@@ -227,3 +227,26 @@ def test_the_norm_of_a_single_channel_grows_with_what_its_reader_reads() -> None
     rewired = swnet.transform(Narrow(), X, p=1.0, wiring="kernel", min_in_degree=0)
     assert rewired.norm.num_features == len(rewired.norm.weight) == len(rewired.norm.running_mean) > 1
     rewired(X).sum().backward()
+
+
+class _NamedAlike(nn.Module):
+    """A layer that has the name of the model's input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.c, self.x = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(3, 8, 3, padding=1)
+        self.d, self.e = nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.e(torch.relu(self.d(torch.relu(self.c(x) + self.x(x)))))
+        return out
+
+
+@pytest.mark.parametrize("p", [0.0, 0.5])
+def test_a_layer_may_have_the_name_of_an_input(p: float) -> None:
+    model, x = _NamedAlike(), torch.randn(2, 3, 8, 8)
+    made = swnet.transform(model, x, p=p)
+    assert p or torch.equal(made(x), model(x))
+    graph = swnet.analyze(model, x).graph.to_networkx()
+    assert {"x", "x (input)"} <= set(graph.nodes)
+    assert set(graph.predecessors("c")) == {"x (input)"}
