@@ -386,8 +386,9 @@ def lower(model: nn.Module, example_inputs: object = None, *, backend: str = "au
     all that read it, over all processes for nn.SyncBatchNorm, and its gradient is corrected for them once. A layer masked in tiles
     runs over what is live alone there, too. It computes what the model does, gradients and running statistics among it, in less
     memory, and in plain torch, but for tiles, mostly not in less time: "auto" goes by timings of steps through gathers with a norm.
-    Gradients cannot be differentiated again. Dropout behind a lowered layer drops as much, but elsewhere: it draws by the layout of
-    a map. Layers masked otherwise, modules with hooks and torch.func run as before.
+    Gradients cannot be differentiated again, nor asked for in batches (is_grads_batched). What is drawn at random behind a lowered
+    layer (dropout, torch.randn_like) is drawn by the layout of a map, and so falls elsewhere. Layers masked otherwise, modules with
+    hooks, forward-mode differentiation and torch.func run as before.
 
     Args:
         model: what `transform` made, or any model that it takes; that is then traced, and nothing else is changed.

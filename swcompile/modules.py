@@ -254,9 +254,10 @@ class RewiredModule(fx.GraphModule):
 
     `graphs` holds the one for train mode, and the one for eval mode where it differs (`eval_graph`, else None); both call the
     same modules. With a `lowering` (swcompile.lower.Lowering), eval mode runs a lowered graph instead when no gradient is asked
-    for, and no module that it does without has a hook or is in train mode: one for each kind of call and state of autocast, made
-    when the first one comes. Inside torch.compile, torch.export and torch.func, it is the one for the example inputs; under
-    autocast there is none of it before a call like them has come under it, and none at all in torch.func.
+    for, and no module that it does without has a hook or is in train mode; and so does train mode, where the lowering is for that,
+    too. There is one for each kind of call and state of autocast, made when the first one comes. Inside torch.compile,
+    torch.export and torch.func, it is the one for the example inputs; under autocast there is none of it before a call like them
+    has come under it, and none at all in torch.func.
     `graph` is the one that the module's mode runs, since torch.export and others interpret it. The state dict has exactly the keys
     of the original, in its order, whether or not a graph reaches them. `swcompile` is the record of what was done
     (swcompile.api.Record), and is kept by deepcopy and pickle.
@@ -341,7 +342,7 @@ class RewiredModule(fx.GraphModule):
         return None if graph is None else type(fx.GraphModule(self, graph)).forward
 
     def with_lowering(self, lowering: Any) -> RewiredModule:
-        """Return a copy that in eval mode runs what a lowering makes of it, when no gradient is asked for."""
+        """Return a copy that runs what a lowering makes of it."""
         made = copy.deepcopy(self)
         made.lower_by(lowering)
         return made
