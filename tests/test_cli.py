@@ -400,7 +400,7 @@ def test_the_defaults_are_those_of_the_python_interface(command):
     wanted = {name: parameter.default for name, parameter in inspect.signature(function).parameters.items()}
     found = {option.name: option.default for option in command.params if isinstance(option, Option)}
     own = {"entry", "inputs", "out", "force", "plan_file", "as_json", "quiet"}
-    in_python_only = {cli.transform: {"calibrate", "batches", "loss_fn"}, cli.check: {"points"}}.get(command, set())
+    in_python_only = {cli.transform: {"calibrate", "batches", "loss_fn", "lower"}, cli.check: {"points"}}.get(command, set())
     assert wanted.keys() - found.keys() == {"model", "example_inputs"} | in_python_only
     for name in found.keys() - own:
         default = found[name] if isinstance(found[name], int | float | str | tuple) else None  # click's mark for "not given"
