@@ -563,3 +563,22 @@ def test_transform_lowers_where_the_weights_are_on_a_gpu(
     assert not made.programs
     with pytest.raises(SwnetError, match='lower is "auto" or "off"'):
         swnet.transform(model, X, p=0.0, lower="triton")
+
+
+def test_a_gather_without_a_norm_keeps_no_other_from_being_trained(believed: Callable[[Rates], None]) -> None:
+    believed(table(plain=10))
+
+    class Beside(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.norm = nn.Conv2d(3, 5, 1), nn.BatchNorm2d(8)
+            self.normed, self.other = nn.Conv2d(8, 4, 1), nn.Conv2d(8, 4, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            a = self.a(x)
+            y = self.normed(torch.relu(self.norm(torch.cat([x, a], 1))))
+            return y + self.other(torch.relu(torch.cat([a, x], 1)))
+
+    lowered = swnet.lower(Beside(), X, training=True)
+    (trained,) = [one for one in swnet.ledger(lowered).lowered if one.call.startswith("training")]
+    assert {choice.layer: choice.form for choice in trained.gathers} == {"normed": "torch", "other": "plain"}

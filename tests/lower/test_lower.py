@@ -762,3 +762,13 @@ def test_errors_say_what_to_do() -> None:
         swnet.lower(dense(), X, backend="cuda")
     with pytest.raises(SwnetError, match="There is nothing to lower: no layer"):
         swnet.lower(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3)), X)
+
+
+def test_strides_that_are_read_far_behind_a_site_keep_it_from_being_lowered() -> None:
+    class ByStrides(Awkward):
+        def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+            made = functional.relu(_conv(self, torch.cat([self.a(x), self.b(x)], 1)) * 2)
+            return torch.as_strided(made, (2, 4), (4, 1))
+
+    with pytest.raises(NothingToDoError, match="reads them by their strides"):
+        swnet.lower(used(ByStrides(_conv), X), X, backend="torch")
