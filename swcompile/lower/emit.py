@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from swcompile.lower import run, run_clusters
 from swcompile.lower.clusters import padding_of, parts_of
@@ -82,7 +82,7 @@ def lay_for_callers(made: fx.Graph, root: nn.Module) -> None:
     """Lay what the graph returns as torch's layers would: behind sites, maps are channels-last in any model."""
     *_, output = made.nodes
     inputs = [node for node in made.nodes if node.op == "placeholder"]
-    weight = name_of_shown_weight(root)
+    shown = shown_weight(root)
     behind: set[fx.Node] = set()
     for node in made.nodes:
         if _is_ours(node) or not behind.isdisjoint(node.all_input_nodes):
@@ -90,15 +90,15 @@ def lay_for_callers(made: fx.Graph, root: nn.Module) -> None:
     for value in output.all_input_nodes:
         if value in behind and (_is_ours(value) or isinstance(spec_of(value), Spec)):
             with made.inserting_before(output):
-                like = (*inputs, *(() if weight is None else (made.get_attr(weight),)))
+                like = (*inputs, *(() if shown is None else (made.get_attr(shown[0]),)))
                 output.replace_input_with(value, made.call_function(run.lie_as, (value, like)))
 
 
-def name_of_shown_weight(module: nn.Module) -> str | None:
-    """Return the first weight that shows whether a model's maps have their channels first or last; None where none does."""
+def shown_weight(module: nn.Module) -> tuple[str, Tensor] | None:
+    """Return the first weight that shows whether a model's maps have their channels first or last, by name; None: none does."""
     for name, weight in module.named_parameters():
         if weight.dim() == 4 and weight.shape[1] > 1 and weight.shape[2:] != (1, 1):
-            return name
+            return name, weight
     return None
 
 

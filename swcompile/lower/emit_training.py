@@ -1,7 +1,7 @@
 """Rewrite a train-mode graph so that its sites keep nothing but maps for the backward pass.
 
-Sites read the maps where they are. Statistics are taken once a map, for all that read it, and each site
-hands the maps on to the next one that reads them, so that backward their gradients are added up on the way (swkernels.training):
+Sites read the maps where they are. Statistics are taken once a map, for all that read it, and each site hands the maps on to the
+next one that reads them, so that backward their gradients are added up on the way (swkernels.training):
 
     a = conv1(x);  a1 = shared(a, 1, ..)
     b = conv2(a);  b1 = shared(b, 1, ..)
@@ -15,13 +15,13 @@ By kernels, the norm and activation behind a product are a site, too, of the one
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import replace
 from typing import Any
 
 from torch import fx, nn
 
-from swcompile.lower import run_clusters, run_training
+from swcompile.lower import run, run_clusters, run_training
 from swcompile.lower.clusters import padding_of
 from swcompile.lower.emit import apart_runs, behind_placeholders, lay_for_callers, lay_for_views, named_activation, replace_site
 from swcompile.lower.pieces import Piece
@@ -72,18 +72,19 @@ def trained(graph: fx.Graph, root: nn.Module, sites: Sequence[Site], *, by_kerne
     drop_unread(made)
     lay_for_views(made, root)
     lay_for_callers(made, root)
-    _keep_from_callers(made, [copies[source] for source, _ in readers])
+    _keep_from_callers(made, {copies[source] for site in cut for source in site.sources})
     made.lint()
     bypassed = (node for site in cut for node in site.steps if node.op == "call_module")
     return made, tuple(dict.fromkeys(str(node.target) for node in bypassed))
 
 
-def _keep_from_callers(made: fx.Graph, kept: Sequence[fx.Node]) -> None:
+def _keep_from_callers(made: fx.Graph, kept: Set[fx.Node]) -> None:
     """Return copies of maps that are kept for the backward pass: a caller may write to a map of which a concat has a copy."""
     *_, output = made.nodes
-    for value in set(output.all_input_nodes).intersection(kept):
-        with made.inserting_before(output):
-            output.replace_input_with(value, made.call_method("clone", (value,)))
+    for value in output.all_input_nodes:
+        if (value.args[0] if value.target is run.lie_as else value) in kept:
+            with made.inserting_before(output):
+                output.replace_input_with(value, made.call_method("clone", (value,)))
 
 
 def as_trained(site: Site, root: nn.Module) -> tuple[Site, ...]:

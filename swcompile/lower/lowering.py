@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from swcompile.choices import Choice, Choices
 from swcompile.errors import SwnetError
 from swcompile.lower.costs import WORTH_IT, WORTH_IT_ELSEWHERE, Chosen, choose, name_of
-from swcompile.lower.emit import lowered, name_of_shown_weight
+from swcompile.lower.emit import lowered, shown_weight
 from swcompile.lower.emit_training import as_trained, trained
 from swcompile.lower.rates import Rates, device_name, known
 from swcompile.lower.run import is_channels_last
@@ -216,8 +216,8 @@ def _why(chosen: Chosen, rates: str | None, layout: str, of: str) -> str:
 
 def _weight(module: nn.Module) -> Tensor | None:
     """Return the first weight whose layout says something, else any."""
-    shown = name_of_shown_weight(module)
-    return next((weight for name, weight in module.named_parameters() if shown in (None, name)), None)
+    shown = shown_weight(module)
+    return next(module.parameters(), None) if shown is None else shown[1]
 
 
 def _layout(weight: Tensor | None, arguments: Sequence[Any]) -> str:

@@ -42,7 +42,7 @@ def synchronised(map_: Shared, norms: Sequence[Any]) -> Moments:
     group = norms[0].process_group
     if isinstance(map_.moments, FakeTensor) or not any(norm.training for norm in norms) or not _has_peers(group):
         return map_.moments, None
-    moments, count = _Synchronised.apply(map_.moments, map_.map.numel() // map_.map.shape[-1], group)  # type: ignore[no-untyped-call]
+    moments, count = _Synchronised.apply(map_.moments, map_.map.numel() // map_.map.shape[-1], group)  # type: ignore[no-untyped-call]  # torch's is
     return moments, count
 
 

@@ -671,3 +671,23 @@ def test_tangents_and_hooks_of_all_modules_get_what_the_model_gives() -> None:
         one(X.double())
         handle.remove()
         assert seen[:3] == ["Conv2d", "BatchNorm2d", "Conv2d"]
+
+
+class _ShownBehind(_Chained):
+    """Returns a map that a site made and another one reads."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]  # of what it shares, only the layers
+        y = self.layers[0](torch.relu(self.norms[0](torch.cat([x, 2 * x], 1)))) * 2
+        return y, self.layers[1](torch.relu(self.norms[1](torch.cat([x, y], 1))))
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_a_returned_map_behind_a_site_may_be_written_to(layout: torch.memory_format) -> None:
+    grads = []
+    model, x = _ShownBehind().double().to(memory_format=layout), X.double().contiguous(memory_format=layout)
+    for one in (model, in_training(model, x)):
+        y, z = one.train()(x)
+        functional.relu_(y)
+        (y.sum() + z.square().sum()).backward()
+        grads.append([value.grad for value in one.parameters()])
+    torch.testing.assert_close(grads[1], grads[0], rtol=1e-9, atol=1e-9)
