@@ -49,6 +49,10 @@ def ended(process: Any, seconds: float = 240) -> int | None:
     return code
 
 
+def steps_logged(log: Path) -> int:
+    return log.read_text().count("\n")
+
+
 def curves(results: Path, grid: str = "tiny") -> Curves:
     """Read a grid's curves without what the clock says."""
     return {
@@ -79,9 +83,14 @@ def test_a_grid_killed_at_twenty_random_moments_comes_to_the_curves_of_an_undist
     log, command = tmp_path / "log", ["tiny", "--results", str(tmp_path), "--checkpoint-seconds", "0"]
     draw = random.Random(0)
     under_way = 0
+    log.touch()
     for _ in range(KILLS):
+        # Moments are drawn among steps, not seconds: a busy machine would be killed before its first step every time.
+        until, beyond = steps_logged(log) + draw.randrange(12), draw.uniform(0, took / 100)
         process = start(command, data, {}, log)
-        process.join(draw.uniform(0.05, 0.25) * took)
+        while steps_logged(log) < until and process.is_alive():
+            time.sleep(0.002)
+        process.join(beyond)
         os.kill(process.pid, signal.SIGKILL)
         assert ended(process) == -signal.SIGKILL
         under_way += any(checkpoint.latest(folder) for folder in (tmp_path / "tiny" / ".running").glob("*/"))
@@ -100,7 +109,7 @@ def test_an_interrupted_command_says_so_and_goes_on_from_the_very_step(
 ) -> None:
     log, command = tmp_path / "log", ["tiny", "--results", str(tmp_path)]
     process = start(command, data, {}, log, tmp_path / "out")
-    while not log.exists() or log.read_text().count("\n") < 40:
+    while not log.exists() or steps_logged(log) < 40:
         time.sleep(0.01)
     os.kill(process.pid, signal.SIGINT)
     assert ended(process) == 130
@@ -241,7 +250,7 @@ def test_ranks_stop_together_and_go_on_to_the_very_curve_with_norms_and_dropout(
     finish(launch(2, [*command, "--results", str(tmp_path / "whole")], data))
     log, stopped = tmp_path / "log", [*command, "--results", str(tmp_path / "stopped")]
     processes = launch(2, stopped, data, log)
-    while not log.exists() or log.read_text().count("\n") < 12:  # a line of each rank
+    while not log.exists() or steps_logged(log) < 12:  # a line of each rank
         time.sleep(0.002)
     for process in processes:
         os.kill(process.pid, signal.SIGTERM)  # as torchrun does when it is asked to end
