@@ -180,7 +180,7 @@ SLIM = Task(
     train_images=10_000,
     test_images=2_000,
     evaluations=4,
-    lrs=(0.02, 0.05, 0.1),
+    lrs=(0.02, 0.05, 0.1, 0.2),
     tuning_epochs=3,
     held_out=1_000,
 )
@@ -189,7 +189,7 @@ QUICK = Grid(
     tasks=(
         replace(SLIM, schedule="constant", variant="constant"),
         replace(SLIM, schedule="cosine", variant="cosine"),
-        replace(SLIM, model="mlp", data="fashion-mnist", schedule="constant", variant="constant"),
+        replace(SLIM, model="mlp", data="fashion-mnist", lrs=(0.005, 0.01, 0.02, 0.05, 0.1, 0.2), schedule="constant", variant="constant"),
     ),
 )
 """On two CPU cores: a slim plain net and an MLP, at a constant rate and at one that decays."""
