@@ -50,6 +50,13 @@ RULES = f"""\
 """
 
 
+TRIED = """\
+Each arm differs in one choice from the plain arm that it is held against (block-p0.3 or kernel-p0.3; benchmarks/variants.py says
+what each is); seeds are paired. Above 1 it is sooner. The rule, fixed before the runs: what is better in some pair of model and
+data, by its 95% interval, and worse in none becomes a default; what shows no difference does not.
+"""
+
+
 def report(runs: Sequence[Run], command: str) -> dict[str, str]:
     """Return the report's files by name."""
     groups = grouped(runs)
@@ -67,6 +74,9 @@ def _text(made: Compared, command: str) -> Iterator[str]:
     yield tables.targets(made)
     yield "## Beside the paper\n"
     yield tables.paper(made)
+    yield "## What was tried for the defaults\n"
+    yield TRIED
+    yield tables.tried(made)
     yield "## All ratios at the original's final error\n"
     yield "![ratios](ratios.svg)\n"
     for kind, (heading, why) in KINDS.items():

@@ -64,6 +64,10 @@ def trained(task: Task, folder: Path, arm: Arm = ORIGINAL, **told: Any) -> list[
     return training.train(run, InMemory(small_set(), task, Share()), folder, **told)
 
 
+def losses(curve: Sequence[dict[str, Any]]) -> list[float]:
+    return [line["train_loss"] for line in curve]
+
+
 @pytest.fixture
 def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A data folder with a small CIFAR-10 in it."""
@@ -172,6 +176,18 @@ def test_the_arms_of_the_densenet_grid_are_of_equal_size() -> None:
         assert about["params"] == models.parameters(model)
         assert 96_000 < about["params"] <= 98_000
         assert 27e6 < about["macs"] < 30e6
+
+
+def test_only_what_is_tried_is_told_in_a_curve() -> None:
+    tried = small_run(arm=Arm("near", 0.3, variant="near", rewire_every=3)).identity
+    assert (tried["variant"], tried["rewire_every"]) == ("near", 3)
+    assert not {"variant", "rewire_every"} & small_run(arm=BLOCK).identity.keys()
+
+
+def test_a_variant_counts_what_it_adds() -> None:
+    example = torch.zeros(2, 3, 16, 16)
+    plain, scaled = (training.build(small_run(arm=arm), example, 10) for arm in (BLOCK, replace(BLOCK, variant="tap-scale")))
+    assert scaled[1]["params"] - plain[1]["params"] == models.parameters(scaled[0]) - models.parameters(plain[0]) > 0
 
 
 def test_a_control_is_made_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -399,6 +415,23 @@ def test_bfloat16_trains(tmp_path: Path) -> None:
     full, half = (trained(replace(SMALL, bfloat16=form), tmp_path)[0]["train_loss"] for form in (False, True))
     assert full != half
     assert half == pytest.approx(full, rel=0.02)
+
+
+def test_links_move_while_it_trains_and_go_on_doing_so_from_a_checkpoint(tmp_path: Path) -> None:
+    arm = Arm("kernel-p0.3-rewired", 0.3, "kernel", rewire_every=2)
+    task, asked = replace(SMALL, epochs=3), []
+
+    def third() -> bool:
+        asked.append(1)
+        return len(asked) == 3
+
+    with pytest.raises(Stopped):
+        trained(task, tmp_path / "stopped", arm, stop=third)
+    stopped, whole = (losses(trained(task, tmp_path / name, arm)) for name in ("stopped", "whole"))
+    still = losses(trained(task, tmp_path / "still", replace(arm, rewire_every=0)))
+    assert stopped == whole
+    assert whole[0] == still[0]  # nothing has moved by the first evaluation
+    assert whole[-1] != still[-1]
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, from inside inductor

@@ -20,8 +20,8 @@ from benchmarks.record import RESULTS
 from benchmarks.reporting import plots, tables
 from benchmarks.reporting.curves import COSTS, Group, Run, grouped, reached, read
 from benchmarks.reporting.figures import figures
-from benchmarks.reporting.judged import PAPER, judged, ours
-from benchmarks.reporting.ratios import Comparison, Ratio, Spent, compare, compared, contrasts
+from benchmarks.reporting.judged import PAPER, judged, ours, rewired
+from benchmarks.reporting.ratios import Comparison, Ratio, Spent, changes, compare, compared, contrasts
 from benchmarks.reporting.regression import FIGURES, Point, fit, predictors
 
 ROOT = RESULTS.parent.parent
@@ -173,6 +173,42 @@ def test_a_control_is_held_against_the_wiring_that_it_controls_for() -> None:
     assert [one.ratio.value for one in found] == pytest.approx([2.0] * 4, abs=0.05)
     assert tables.controls(group).count("| up | kernel-p0.3 | 2.0") == 4
     assert tables.controls(grouped(runs[:2])[0]) == ""
+
+
+def tried(rate: float, grid: str = "g", noise: float = 0.0, seeds: Sequence[int] = (0, 1, 2)) -> list[Run]:
+    arms: list[tuple[str, float, dict[str, Any]]] = [
+        ("original", 1.0, {"p": 0.0}),
+        ("block-p0.3", 2.0, {}),
+        ("block-p0.6", 2.0, {"p": 0.6}),
+        ("block-p0.3-near", 2.0 * rate, {"variant": "near"}),
+    ]
+    return [synthetic(arm, seed, of, noise=noise, grid=grid, **other) for arm, of, other in arms for seed in seeds]
+
+
+def test_what_was_tried_is_held_against_the_plain_arm() -> None:
+    (group,) = grouped(tried(1.5))
+    found = {one.arm: one for one in changes(group)}
+    assert {arm: one.base for arm, one in found.items()} == dict.fromkeys(("block-p0.6", "block-p0.3-near"), "block-p0.3")
+    assert found["block-p0.3-near"].ratios[1.0].value == pytest.approx(1.5, rel=0.01)
+    assert found["block-p0.3-near"].error > 0 == found["block-p0.6"].error
+    assert [arm for arm in group.arms if rewired(group, arm)] == ["block-p0.3", "block-p0.6"]
+    assert not changes(grouped(tried(1.5)[:9])[0])  # p alone is the main table's business
+
+
+@pytest.mark.parametrize(
+    ("rates", "said"),
+    [
+        ((1.5, 1.0), "kept: better in steps and error"),
+        ((0.7, 1.0), "dropped: worse in steps and error"),
+        ((1.5, 0.7), "dropped: worse in steps and error, though better in steps and error"),
+        ((1.0, 1.0), "dropped: no difference shown"),
+    ],
+)
+def test_a_choice_is_kept_where_it_is_better_somewhere_and_worse_nowhere(rates: tuple[float, float], said: str) -> None:
+    groups = grouped([run for rate, grid in zip(rates, ("g", "h"), strict=True) for run in tried(rate, grid, noise=0.01)])
+    made = [(group, compared(group, COSTS)) for group in groups]
+    (row,) = [line for line in tables.tried(made).splitlines() if line.startswith("| block-p0.3-near")]
+    assert row.split(" | ")[-1].removesuffix(" |") == said
 
 
 def test_only_runs_that_compare_are_grouped() -> None:

@@ -1,6 +1,8 @@
 """What is trained: grids of tasks (model, data, schedule), each with its arms, times seeds; data, declared before a run.
 
 GRIDS["quick"]        two CPU cores, under 40 minutes
+GRIDS["policy"]       two CPU cores: what the defaults rest on, each choice changed alone
+GRIDS["breadth"]      two CPU cores: three families that have shortcuts already
 GRIDS["core"]         one H200, at most 30 minutes by estimate
 GRIDS["full"]         every model on every set
 GRIDS["cifar100"], GRIDS["imagefolder"]     where those images are present
@@ -30,6 +32,10 @@ class Arm:
     """Another network than the task's: a control."""
     control: str | None = None
     """Who makes the network of the task's, a name in benchmarks.controls.CONTROLS, instead of a wiring."""
+    variant: str | None = None
+    """Which change of the wiring's policy is tried, a name in benchmarks.variants.VARIANTS; None for none."""
+    rewire_every: int = 0
+    """For wiring "kernel": steps between two rewirings while it is trained, over the first three quarters; 0 for none."""
     skips: Literal["keep", "remove"] = "keep"
     """For wiring "kernel": whether shortcuts stay."""
 
@@ -113,6 +119,8 @@ class Run:
         trained = {"grid": self.grid, "model": arm.model or task.model, "data": task.data, "arm": arm.name}
         topology = {"p": arm.p or 0.0, "wiring": None if arm.p is None or arm.control else arm.wiring, "params_budget": arm.params}
         made = {"control": arm.control, "skips": arm.skips}
+        tried = {"variant": arm.variant, "rewire_every": arm.rewire_every}
+        made |= {key: value for key, value in tried.items() if value}
         seeds = {"seed": self.seed, "topology_seed": self.topology_seed, "base_lr": self.lr}
         return trained | topology | made | seeds | {"options": task.options}
 
@@ -189,10 +197,61 @@ QUICK = Grid(
     tasks=(
         replace(SLIM, schedule="constant", variant="constant"),
         replace(SLIM, schedule="cosine", variant="cosine"),
-        replace(SLIM, model="mlp", data="fashion-mnist", lrs=(0.005, 0.01, 0.02, 0.05, 0.1, 0.2), schedule="constant", variant="constant"),
+        replace(
+            SLIM,
+            model="mlp",
+            data="fashion-mnist",
+            lrs=(0.005, 0.01, 0.02, 0.05, 0.1, 0.2),
+            schedule="constant",
+            variant="constant",
+        ),
     ),
 )
 """On two CPU cores: a slim plain net and an MLP, at a constant rate and at one that decays."""
+
+
+def _tried(*names: str, wiring: str = "block") -> tuple[Arm, ...]:
+    return tuple(Arm(f"{wiring}-p0.3-{name}", 0.3, wiring, variant=name) for name in names)
+
+
+TRIED = (
+    *(Arm(f"block-p{p:g}", p) for p in (0.15, 0.3, 0.6, 1.0)),
+    *_tried("near", "far", "avg", "stride", "block-1", "block-8", "deep", "shallow", "no-image", "tap-scale"),
+    KERNEL,
+    *_tried("dense-init", wiring="kernel"),
+    Arm("kernel-p0.3-rewired", 0.3, "kernel", rewire_every=25),
+)
+"""The policies: each arm differs from block-p0.3, or from kernel-p0.3, in one choice."""
+
+POLICY = Grid(
+    name="policy",
+    tasks=(
+        replace(SLIM, arms=(ORIGINAL, *TRIED), lrs=(), lr=0.05, schedule="constant", variant="constant"),
+        replace(
+            SLIM,
+            arms=(ORIGINAL, *TRIED),
+            lrs=(),
+            lr=0.05,
+            schedule="constant",
+            variant="constant",
+            model="mlp",
+            data="fashion-mnist",
+        ),
+    ),
+    seeds=(0, 1, 2, 3, 4),
+)
+"""What the defaults rest on: all arms at the rate that tuning chose for block-p0.3, five seeds, on two CPU cores."""
+
+SLIM_ARMS = (ORIGINAL, BLOCKS[0], KERNEL)
+BREADTH = Grid(
+    name="breadth",
+    tasks=(
+        replace(SLIM, model="slim_resnet20", arms=SLIM_ARMS, schedule="constant", variant="constant"),
+        replace(SLIM, model="slim_densenet16", arms=SLIM_ARMS, schedule="constant", variant="constant"),
+        replace(SLIM, model="slim_mobilenet", arms=(*SLIM_ARMS, *_tried("only-1x1")), schedule="constant", variant="constant"),
+    ),
+)
+"""Who gains, on two CPU cores: three families that have shortcuts already, next to the plain nets of `quick`."""
 
 SMALL_DENSENETS = (
     Arm("small-world-98K", 0.3, params=98_000),
@@ -312,5 +371,6 @@ IMAGEFOLDER = Grid(
 """ImageNet, or any folder laid out as it is: epochs and SGD as in the paper, batch and rates as Caffe and torchvision have them."""
 
 GRIDS: Mapping[str, Grid] = {
-    grid.name: grid for grid in (QUICK, CORE, FULL, CIFAR100, IMAGEFOLDER, DENSENET40, DENSENET40_SHORT, FIRST_TRIAL)
+    grid.name: grid
+    for grid in (QUICK, POLICY, BREADTH, CORE, FULL, CIFAR100, IMAGEFOLDER, DENSENET40, DENSENET40_SHORT, FIRST_TRIAL)
 }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Protocol
 
@@ -45,6 +45,16 @@ def plain_cnn41(classes: int = 10, channels: int = 3, size: int = 32) -> nn.Sequ
 def slim_cnn21(classes: int = 10, channels: int = 3, size: int = 32) -> nn.Sequential:
     """Return the plain net of 21 weight layers at a third of the widths and half the resolution, for two CPU cores."""
     return plain_cnn((7, 7, 6), classes, channels, (8, 16, 32), (2, 2, 2))
+
+
+def slim_resnet20(classes: int = 10, channels: int = 3, size: int = 32) -> nn.Sequential:
+    """Return ResNet-20 at half the widths and half the resolution."""
+    return nn.Sequential(nn.AvgPool2d(2), resnet((3, 3, 3), 8, classes, channels))
+
+
+def slim_densenet16(classes: int = 10, channels: int = 3, size: int = 32) -> nn.Sequential:
+    """Return a DenseNet of 16 weight layers, growth 8, at half the resolution."""
+    return nn.Sequential(nn.AvgPool2d(2), densenet(16, 8, classes, channels=channels))
 
 
 def resnet56(classes: int = 10, channels: int = 3, size: int = 32) -> nn.Sequential:
@@ -90,15 +100,26 @@ def _conv_relu6(channels: int, width: int, kernel: int, stride: int = 1, groups:
 
 def mobilenet_v2(classes: int = 10, channels: int = 3, size: int = 32) -> nn.Sequential:
     """Return MobileNetV2 (Sandler et al., arXiv 1801.04381, Table 2), for images of 32x32: the first two strides are 1."""
-    body: list[nn.Module] = [_conv_relu6(channels, 32, 3)]
-    before = 32
     table = ((1, 16, 1, 1), (6, 24, 2, 1), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
+    return _mobilenet(32, table, 1280, classes, channels)
+
+
+def slim_mobilenet(classes: int = 10, channels: int = 3, size: int = 32) -> nn.Sequential:
+    """Return eight of MobileNetV2's blocks at a third of the widths and half the resolution."""
+    table = ((1, 8, 1, 1), (4, 12, 2, 1), (4, 16, 3, 2), (4, 24, 2, 2))
+    return nn.Sequential(nn.AvgPool2d(2), _mobilenet(12, table, 96, classes, channels))
+
+
+def _mobilenet(first: int, table: Sequence[tuple[int, int, int, int]], last: int, classes: int, channels: int) -> nn.Sequential:
+    """Return a stem, blocks by rows of (expansion, width, blocks, stride of the first), a 1x1 convolution and a classifier."""
+    body: list[nn.Module] = [_conv_relu6(channels, first, 3)]
+    before = first
     for expand, width, depth, stride in table:
         for place in range(depth):
             body.append(InvertedResidual(before, width, stride if place == 0 else 1, expand))
             before = width
-    head = (nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(0.2), nn.Linear(1280, classes))
-    return nn.Sequential(*body, _conv_relu6(before, 1280, 1), *head)
+    head = (nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(0.2), nn.Linear(last, classes))
+    return nn.Sequential(*body, _conv_relu6(before, last, 1), *head)
 
 
 def mlp(classes: int = 10, channels: int = 3, size: int = 32, width: int = 256, depth: int = 8) -> nn.Sequential:
@@ -149,6 +170,9 @@ MODELS: Mapping[str, Build] = {
     "plain_cnn21": plain_cnn21,
     "plain_cnn41": plain_cnn41,
     "slim_cnn21": slim_cnn21,
+    "slim_resnet20": slim_resnet20,
+    "slim_densenet16": slim_densenet16,
+    "slim_mobilenet": slim_mobilenet,
     "resnet20": resnet20,
     "resnet56": resnet56,
     "resnet18_small": resnet18_small,

@@ -27,8 +27,9 @@ from benchmarks.lab.images import Pictures, number
 from benchmarks.lab.networks import MODELS
 from benchmarks.lab.ranks import ALONE, Ranks
 from benchmarks.lab.schedules import Schedule
-from benchmarks.models import seeded
+from benchmarks.models import parameters, seeded
 from benchmarks.record import provenance
+from benchmarks.variants import VARIANTS
 
 Record = dict[str, Any]
 CHECKPOINT_SECONDS = 20.0
@@ -79,11 +80,19 @@ def build(run: Run, example: Tensor, classes: int) -> tuple[nn.Module, Record]:
     if arm.control:
         made = _controlled(arm.control, original, example, run.topology_seed, arm.p or 0.0)
         return made, _counted(made, example)
+    if arm.variant:
+        return _varied(VARIANTS[arm.variant](original, example, run.topology_seed, arm.p or 0.0))
     rewired = swnet.transform(
         original, example, p=arm.p or 0.0, wiring=arm.wiring, params=arm.params, seed=run.topology_seed, skips=arm.skips
     )
     ledger = swnet.ledger(rewired)
     return (original, _about(ledger.before)) if arm.p is None else (rewired, _about(ledger.after))
+
+
+def _varied(made: nn.Module) -> tuple[nn.Module, Record]:
+    """Return a variant's network and what its curve says: its ledger does not know of parameters that were added afterwards."""
+    side = swnet.ledger(made).after
+    return made, _about(side) | {"params": side.params + parameters(made) - side.stored_params}
 
 
 def _about(side: Any) -> Record:
@@ -127,6 +136,7 @@ class Training:
         )
         self.steps = task.epochs * pictures.per_epoch
         self.schedule = Schedule(task.schedule, self.optimizer, run.lr, self.steps)
+        self.rewirer = _rewirer(self.optimizer, made, run.arm.rewire_every, self.steps)
         marks = (round(pictures.per_epoch * (place + 1) / task.evaluations) for place in range(task.evaluations))
         self.marks = {mark for mark in marks if mark}
         self.losses = torch.zeros(pictures.per_epoch, device=self.device)  # of the last epoch's worth of steps
@@ -148,6 +158,8 @@ class Training:
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
+        if self.rewirer:
+            self.rewirer.step()
         self.losses[self.step % len(self.losses)] = loss.detach()
         self.step += 1
         self.schedule.stepped()
@@ -175,6 +187,7 @@ class Training:
         self._settle()
         rest = {"identity": self.run.identity, "step": self.step, "seconds": self.seconds, "peak_memory": self._peak()}
         rest |= {"schedule": self.schedule.state(), "curve": self.curve}
+        rest |= {"rewirer": self.rewirer.state_dict()} if self.rewirer else {}
         checkpoint.save(folder, self.step, self.model, self.optimizer, self.losses, rest, self.ranks)
 
     def load(self, found: Path) -> None:
@@ -184,6 +197,8 @@ class Training:
             raise SystemExit(f"{found.parent} is of a run under other options; remove it, or use another folder (--results).")
         checkpoint.load(found, self.model, self.optimizer, self.losses)
         self.schedule.load(rest["schedule"])
+        if self.rewirer:
+            self.rewirer.load_state_dict(rest["rewirer"])
         self.step, self.seconds, self.curve = rest["step"], rest["seconds"], rest["curve"]
         self.peak_memory = rest["peak_memory"]
 
@@ -220,6 +235,11 @@ class Training:
         else:
             self.peak_memory = max(self.peak_memory, _resident_peak())
         return self.peak_memory
+
+
+def _rewirer(optimizer: torch.optim.Optimizer, model: nn.Module, every: int, steps: int) -> swnet.Rewirer | None:
+    """Return what rewires a network during the first three quarters of its steps, as RigL does."""
+    return swnet.Rewirer(optimizer, model, every=every, until=max(1, 3 * steps // 4)) if every else None
 
 
 def train(

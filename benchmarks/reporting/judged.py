@@ -53,9 +53,10 @@ def _bare(name: str) -> str:
 
 
 def rewired(group: Group, arm: str) -> bool:
-    """Say whether an arm is a rewired network, and neither the original nor a control."""
+    """Say whether an arm is a network rewired as users get it: neither the original nor a control nor something tried."""
     first = group.arms[arm][0].records[0]
-    return bool(first.get("wiring")) and first.get("control") is None
+    other = any(first.get(key) for key in ("control", "variant", "rewire_every"))
+    return bool(first.get("wiring")) and not other
 
 
 def at_end(compared: Compared) -> Iterator[tuple[Group, Comparison]]:

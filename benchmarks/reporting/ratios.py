@@ -214,9 +214,80 @@ def contrasts(group: Group) -> list[Contrast]:
     ]
 
 
+BASE_P = 0.3
+"""The p of the arms that every other choice of a policy is held against."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """An arm that differs from a plain rewired one, `base`, in one choice: how many times sooner than that, by targets.
+
+    `error` is by how much its final test error is lower than the base's, and `within` half the 95% interval of that, NaN where
+    there are no two seeds of both.
+    """
+
+    arm: str
+    base: str
+    ratios: Mapping[float, Ratio]
+    error: float
+    within: float
+
+
+def changes(group: Group) -> list[Change]:
+    """Hold each arm that changes one choice against the plain arm of its wiring at p = .3; return none where nothing is tried."""
+    if not any(_changed(runs[0]) for runs in group.arms.values()):
+        return []
+    bases = {_wiring(runs[0]): arm for arm, runs in group.arms.items() if _plain(runs[0]) and _p(runs[0]) == BASE_P}
+    return [
+        _change(group, arm, bases[_wiring(runs[0])])
+        for arm, runs in group.arms.items()
+        if (_changed(runs[0]) or _plain(runs[0])) and bases.get(_wiring(runs[0]), arm) != arm
+    ]
+
+
+def _change(group: Group, arm: str, base: str) -> Change:
+    own, other = group.arms[arm], group.arms[base]
+    ratios = {share: compare(spent(other, target, "step"), spent(own, target, "step")) for share, target in group.targets.items()}
+    return Change(arm, base, ratios, *_difference(_ends(other), _ends(own)))
+
+
+def _ends(runs: Sequence[Run]) -> dict[int, float]:
+    """Return each seed's final test error, the mean over topologies."""
+    found: dict[int, list[float]] = {}
+    for run in runs:
+        found.setdefault(run.seed, []).append(float(run.last["test_error"]))
+    return {seed: sum(ends) / len(ends) for seed, ends in found.items()}
+
+
+def _difference(first: Mapping[int, float], second: Mapping[int, float]) -> tuple[float, float]:
+    """Return the mean of first - second over the seeds of both, and half the 95% interval of it by Student's t."""
+    values = np.array([first[seed] - second[seed] for seed in sorted(first.keys() & second.keys())])
+    if len(values) < 2:
+        return float(values.mean()) if len(values) else math.nan, math.nan
+    return float(values.mean()), student(len(values) - 1) * float(values.std(ddof=1)) / math.sqrt(len(values))
+
+
+def _wiring(run: Run) -> str | None:
+    return run.records[0].get("wiring")
+
+
+def _p(run: Run) -> float:
+    return float(run.records[0]["p"])
+
+
+def _changed(run: Run) -> bool:
+    return bool(run.records[0].get("variant") or run.records[0].get("rewire_every"))
+
+
+def _plain(run: Run) -> bool:
+    """Say whether an arm is rewired by a wiring as it is."""
+    first = run.records[0]
+    unpruned = first.get("params_budget") is None and first.get("skips", "keep") == "keep"
+    return bool(first.get("wiring")) and unpruned and not first.get("control") and not _changed(run)
+
+
 def _is_reference(control: Run, other: Run) -> bool:
     """Say whether an arm is what a control is held against: rewired as it would be, of the same p, and nothing pruned."""
     first, second = control.records[0], other.records[0]
     wiring = REFERENCES.get(str(first.get("control")))
-    plain = second.get("control") is None and second.get("params_budget") is None and second.get("skips", "keep") == "keep"
-    return wiring is not None and plain and second.get("wiring") == wiring and second["p"] == first["p"]
+    return wiring is not None and _plain(other) and second.get("wiring") == wiring and second["p"] == first["p"]

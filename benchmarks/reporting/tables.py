@@ -9,7 +9,7 @@ import numpy as np
 
 from benchmarks.reporting.curves import COSTS, FRACTIONS, ORIGINAL, Group, Run
 from benchmarks.reporting.judged import PAPER, Compared, judged, ours
-from benchmarks.reporting.ratios import Comparison, contrasts
+from benchmarks.reporting.ratios import Change, Comparison, changes, contrasts
 from benchmarks.reporting.regression import CHANGE, FEWEST_MODELS, FIGURES, Point, fit, predictors, sets
 
 COLUMNS = {"step": "steps", "epoch": "epochs", "macs": "MACs", "seconds": "clock"}
@@ -90,6 +90,55 @@ def targets(compared: Compared) -> str:
             said = "met" if one.value >= one.least else f"**not met**, short by {one.least - one.value:.2f}"
         rows.append((one.what, f"{one.least:.2f}", "" if one.value is None else f"{one.value:.2f}", said, one.how))
     return markdown(("target", "at least", "measured", "", "which"), rows)
+
+
+def tried(compared: Compared) -> str:
+    """Return the table of the choices that were tried, each against the default one, with what became of it."""
+    groups = [(group, {one.arm: one for one in changes(group)}) for group, _ in compared]
+    groups = [(group, found) for group, found in groups if found]
+    if not groups:
+        return "No curves yet.\n"
+    arms = list(dict.fromkeys(arm for _, found in groups for arm in found))
+    headings = ["arm", "against"]
+    for group, _ in groups:
+        headings += [f"{group.model}, {group.schedule}: ratio at 50%", "ratio at 100%", "points of error less at the end"]
+    return markdown([*headings, "verdict"], [_tried(arm, [found.get(arm) for _, found in groups]) for arm in arms])
+
+
+def _tried(arm: str, found: Sequence[Change | None]) -> list[str]:
+    known = [one for one in found if one is not None]
+    cells = []
+    for one in found:
+        cells += ["", "", ""] if one is None else [str(one.ratios[0.5]), str(one.ratios[1.0]), _points(one.error, one.within)]
+    return [arm, known[0].base, *cells, verdict(known)]
+
+
+def _points(error: float, within: float) -> str:
+    return f"{100 * error:+.2f}" + ("" if math.isnan(within) else f" ± {100 * within:.2f}")
+
+
+def verdict(found: Sequence[Change]) -> str:
+    """Say what becomes of a choice: "kept" where it is better in some pair of model and data and worse in none, else "dropped".
+
+    Better is an interval of the ratio at the final target that lies above 1, or of the error's difference that lies above 0, and
+    worse one that lies below.
+    """
+    better = [name for one in found for name, (low, _) in _intervals(one) if low > 0]
+    worse = [name for one in found for name, (_, high) in _intervals(one) if high < 0]
+    if worse:
+        return f"dropped: worse in {_and(worse)}" + (f", though better in {_and(better)}" if better else "")
+    return f"kept: better in {_and(better)}" if better else "dropped: no difference shown"
+
+
+def _intervals(one: Change) -> Iterator[tuple[str, tuple[float, float]]]:
+    """Yield the intervals that decide, both around 0, with NaN where an end is open."""
+    low, high = (math.log(end) for end in one.ratios[1.0].ends)
+    yield "steps", (low, high)
+    yield "error", (one.error - one.within, one.error + one.within)
+
+
+def _and(names: Sequence[str]) -> str:
+    return " and ".join(dict.fromkeys(names))
 
 
 Figures = Callable[[Sequence[Run]], Mapping[str, float] | None]

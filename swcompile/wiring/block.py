@@ -114,7 +114,7 @@ class BlockWiring:
         """Return the plan for one p; without `fill` it may stay further below a budget, as is enough for a curve."""
         if self.options.grow:
             return self._grown(p)
-        wanted = apportion(p, [kept.count for kept in self.kept], [site.layer.groups for site in self.sites])
+        wanted = self.wanted(p)
         drawn = self._draw(wanted)
         moves, readers, allowed = self._repaired(drawn)
         kept = self.kept_slots()
@@ -128,6 +128,10 @@ class BlockWiring:
         notes += self._summary(p, promise, readers, allowed)
         notes += self._pruned(wirings, change) if self.asked.prunes else []
         return Plan(self.graph.fingerprint, replace(self.asked, p=float(p)), self.asked.p, wirings, promise, tuple(notes))
+
+    def wanted(self, p: float) -> list[int]:
+        """Return how many of the slots that each site keeps are to move: the share p of all of them, the same in each site."""
+        return apportion(p, [kept.count for kept in self.kept], [site.layer.groups for site in self.sites])
 
     def _grown(self, p: float) -> Plan:
         """Return the plan that adds blocks on top of all that layers read."""
