@@ -93,6 +93,7 @@ def _text(made: Compared, command: str) -> Iterator[str]:
             yield tables.ends(group)
             yield tables.ratios(every)
             yield tables.controls(group)
+            yield tables.sizes(group)
             yield tables.networks(group, figures)
         yield f"### {heading}: which figure predicts the ratio in steps?\n"
         yield (

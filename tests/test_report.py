@@ -211,6 +211,23 @@ def test_a_choice_is_kept_where_it_is_better_somewhere_and_worse_nowhere(rates: 
     assert row.split(" | ")[-1].removesuffix(" |") == said
 
 
+def test_the_smallest_size_that_matches_is_named() -> None:
+    sized = [("small-world-98K", 0.9, 98_000), ("small-world-200K", 1.01, 200_000), ("small-world-300K", 1.2, 300_000)]
+    runs = [synthetic(seed=seed) for seed in (0, 1)]
+    runs += [synthetic(arm, seed, rate, params=size, params_budget=size) for arm, rate, size in sized for seed in (0, 1)]
+    (group,) = grouped(runs)
+    said = tables.sizes(group)
+    assert [line.split(" | ")[1] for line in said.splitlines()[2:5]] == ["98,000", "200,000", "300,000"]
+    assert "small-world-200K is the smallest whose mean error is no higher" in said
+    assert "None of them" in tables.sizes(
+        grouped(
+            [run for run in runs if run.arm not in ("small-world-200K", "small-world-300K")]
+            + [synthetic("small-world-50K", params=50_000, params_budget=50_000, rate=0.5)]
+        )[0]
+    )
+    assert tables.sizes(grouped(runs[:4])[0]) == ""  # one size is no choice
+
+
 def test_only_runs_that_compare_are_grouped() -> None:
     other = {"schedule": "constant", "batch": 4}
     with pytest.raises(SystemExit, match="batch is 2 in one and 4 in another"):

@@ -6,6 +6,8 @@ GRIDS["breadth"]      two CPU cores: three families that have shortcuts already
 GRIDS["core"]         one H200, at most 30 minutes by estimate
 GRIDS["full"]         every model on every set
 GRIDS["cifar100"], GRIDS["imagefolder"]     where those images are present
+GRIDS["slim-sizes"]   two CPU cores: small-world nets of several sizes, of a slim DenseNet
+GRIDS["densenet-sizes"]     the same of DenseNet-40
 GRIDS["densenet40"], GRIDS["densenet40-short"]     DenseNet-40 against nets a tenth its size
 """
 
@@ -192,21 +194,9 @@ SLIM = Task(
     tuning_epochs=3,
     held_out=1_000,
 )
-QUICK = Grid(
-    name="quick",
-    tasks=(
-        replace(SLIM, schedule="constant", variant="constant"),
-        replace(SLIM, schedule="cosine", variant="cosine"),
-        replace(
-            SLIM,
-            model="mlp",
-            data="fashion-mnist",
-            lrs=(0.005, 0.01, 0.02, 0.05, 0.1, 0.2),
-            schedule="constant",
-            variant="constant",
-        ),
-    ),
-)
+SLIM_CONSTANT = replace(SLIM, schedule="constant", variant="constant")
+SLIM_MLP = replace(SLIM_CONSTANT, model="mlp", data="fashion-mnist", lrs=(0.005, 0.01, 0.02, 0.05, 0.1, 0.2))
+QUICK = Grid("quick", (SLIM_CONSTANT, replace(SLIM, schedule="cosine", variant="cosine"), SLIM_MLP))
 """On two CPU cores: a slim plain net and an MLP, at a constant rate and at one that decays."""
 
 
@@ -225,19 +215,7 @@ TRIED = (
 
 POLICY = Grid(
     name="policy",
-    tasks=(
-        replace(SLIM, arms=(ORIGINAL, *TRIED), lrs=(), lr=0.05, schedule="constant", variant="constant"),
-        replace(
-            SLIM,
-            arms=(ORIGINAL, *TRIED),
-            lrs=(),
-            lr=0.05,
-            schedule="constant",
-            variant="constant",
-            model="mlp",
-            data="fashion-mnist",
-        ),
-    ),
+    tasks=tuple(replace(task, arms=(ORIGINAL, *TRIED), lr=lr, lrs=()) for task, lr in ((SLIM_CONSTANT, 0.05), (SLIM_MLP, 0.01))),
     seeds=(0, 1, 2, 3, 4),
 )
 """What the defaults rest on: all arms at the rate that tuning chose for block-p0.3, five seeds, on two CPU cores."""
@@ -246,9 +224,8 @@ SLIM_ARMS = (ORIGINAL, BLOCKS[0], KERNEL)
 BREADTH = Grid(
     name="breadth",
     tasks=(
-        replace(SLIM, model="slim_resnet20", arms=SLIM_ARMS, schedule="constant", variant="constant"),
-        replace(SLIM, model="slim_densenet16", arms=SLIM_ARMS, schedule="constant", variant="constant"),
-        replace(SLIM, model="slim_mobilenet", arms=(*SLIM_ARMS, *_tried("only-1x1")), schedule="constant", variant="constant"),
+        *(replace(SLIM_CONSTANT, model=model, arms=SLIM_ARMS) for model in ("slim_resnet20", "slim_densenet16")),
+        replace(SLIM_CONSTANT, model="slim_mobilenet", arms=(*SLIM_ARMS, *_tried("only-1x1"))),
     ),
 )
 """Who gains, on two CPU cores: three families that have shortcuts already, next to the plain nets of `quick`."""
@@ -276,6 +253,29 @@ DENSENET = Task(
     held_out=5_000,
 )
 DENSENET40 = Grid("densenet40", (DENSENET,))
+
+
+def _sizes(*params: int) -> tuple[Arm, ...]:
+    return tuple(Arm(f"small-world-{size // 1000}K", 0.3, params=size) for size in params)
+
+
+DENSENET_SIZES = Grid("densenet-sizes", (replace(DENSENET, arms=(ORIGINAL, *_sizes(98_000, 200_000, 300_000, 500_000, 700_000))),))
+"""Which is the smallest small-world net that matches DenseNet-40?"""
+SLIM_SIZES = Grid(
+    name="slim-sizes",
+    tasks=(
+        replace(
+            SLIM,
+            model="slim_densenet16",
+            arms=(ORIGINAL, *_sizes(8_000, 13_000, 26_000, 45_000)),
+            schedule="cosine",
+            variant="cosine",
+            lrs=(),
+            lr=0.1,
+        ),
+    ),
+)
+"""The same on two CPU cores, of a DenseNet of 16 layers."""
 DENSENET40_SHORT = Grid("densenet40-short", (replace(DENSENET, epochs=3, schedule="one-cycle", tuning_epochs=1),))
 
 PAPER = Task(
@@ -372,5 +372,18 @@ IMAGEFOLDER = Grid(
 
 GRIDS: Mapping[str, Grid] = {
     grid.name: grid
-    for grid in (QUICK, POLICY, BREADTH, CORE, FULL, CIFAR100, IMAGEFOLDER, DENSENET40, DENSENET40_SHORT, FIRST_TRIAL)
+    for grid in (
+        QUICK,
+        POLICY,
+        BREADTH,
+        SLIM_SIZES,
+        DENSENET_SIZES,
+        CORE,
+        FULL,
+        CIFAR100,
+        IMAGEFOLDER,
+        DENSENET40,
+        DENSENET40_SHORT,
+        FIRST_TRIAL,
+    )
 }

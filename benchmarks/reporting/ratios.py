@@ -233,6 +233,11 @@ class Change:
     within: float
 
 
+def behind(group: Group, arm: str) -> tuple[float, float]:
+    """Return by how much an arm's final test error is above the original's, and half the 95% interval of that (paired by seed)."""
+    return _difference(_ends(group.arms[arm]), _ends(group.originals))
+
+
 def changes(group: Group) -> list[Change]:
     """Hold each arm that changes one choice against the plain arm of its wiring at p = .3; return none where nothing is tried."""
     if not any(_changed(runs[0]) for runs in group.arms.values()):

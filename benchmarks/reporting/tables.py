@@ -9,7 +9,7 @@ import numpy as np
 
 from benchmarks.reporting.curves import COSTS, FRACTIONS, ORIGINAL, Group, Run
 from benchmarks.reporting.judged import PAPER, Compared, judged, ours
-from benchmarks.reporting.ratios import Change, Comparison, changes, contrasts
+from benchmarks.reporting.ratios import Change, Comparison, behind, changes, contrasts
 from benchmarks.reporting.regression import CHANGE, FEWEST_MODELS, FIGURES, Point, fit, predictors, sets
 
 COLUMNS = {"step": "steps", "epoch": "epochs", "macs": "MACs", "seconds": "clock"}
@@ -90,6 +90,22 @@ def targets(compared: Compared) -> str:
             said = "met" if one.value >= one.least else f"**not met**, short by {one.least - one.value:.2f}"
         rows.append((one.what, f"{one.least:.2f}", "" if one.value is None else f"{one.value:.2f}", said, one.how))
     return markdown(("target", "at least", "measured", "", "which"), rows)
+
+
+def sizes(group: Group) -> str:
+    """Return the table of nets that were pruned to a budget, by size, and which is the smallest that matches the original."""
+    pruned = [arm for arm, runs in group.arms.items() if runs[0].records[0].get("params_budget") is not None]
+    if len(pruned) < 2:
+        return ""
+    pruned.sort(key=lambda arm: (float(group.arms[arm][0].last["params"]), arm))
+    above = {arm: behind(group, arm) for arm in pruned}
+    rows = [(arm, f"{group.arms[arm][0].last['params']:,.0f}", _points(*above[arm])) for arm in pruned]
+    found = next((arm for arm in pruned if above[arm][0] <= 0), None)
+    said = f"{found} is the smallest whose mean error is no higher than the original's." if found else _NONE_MATCHES
+    return f"{markdown(('arm', 'parameters', 'points of error above the original'), rows)}\n{said}\n"
+
+
+_NONE_MATCHES = "None of them has a mean error as low as the original's."
 
 
 def tried(compared: Compared) -> str:
