@@ -18,6 +18,7 @@ from benchmarks.record import RESULTS, write_whole
 from benchmarks.reporting import plots, tables
 from benchmarks.reporting.curves import COSTS, FRACTIONS, Group, Run, grouped, read
 from benchmarks.reporting.figures import figures
+from benchmarks.reporting.foretold import ARM, GAIN
 from benchmarks.reporting.judged import Compared
 from benchmarks.reporting.ratios import RESAMPLES, compared
 
@@ -57,6 +58,12 @@ data, by its 95% interval, and worse in none becomes a default; what shows no di
 """
 
 
+FORETOLD = f"""\
+At a constant rate, {ARM}, at the original's final error. A model gains where that is {GAIN:g} or more. The rule and its threshold
+are in swcompile/outlook.py; "left out" is the same rule with the threshold that is best on the other models.
+"""
+
+
 def report(runs: Sequence[Run], command: str) -> dict[str, str]:
     """Return the report's files by name."""
     groups = grouped(runs)
@@ -77,6 +84,9 @@ def _text(made: Compared, command: str) -> Iterator[str]:
     yield "## What was tried for the defaults\n"
     yield TRIED
     yield tables.tried(made)
+    yield "## Does check tell beforehand who gains?\n"
+    yield FORETOLD
+    yield tables.foretold(made)
     yield "## All ratios at the original's final error\n"
     yield "![ratios](ratios.svg)\n"
     for kind, (heading, why) in KINDS.items():

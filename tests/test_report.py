@@ -20,6 +20,7 @@ from benchmarks.record import RESULTS
 from benchmarks.reporting import plots, tables
 from benchmarks.reporting.curves import COSTS, Group, Run, grouped, reached, read
 from benchmarks.reporting.figures import figures
+from benchmarks.reporting.foretold import Known, judge, known, sentences
 from benchmarks.reporting.judged import PAPER, judged, ours, rewired
 from benchmarks.reporting.ratios import Comparison, Ratio, Spent, changes, compare, compared, contrasts
 from benchmarks.reporting.regression import FIGURES, Point, fit, predictors
@@ -209,6 +210,39 @@ def test_a_choice_is_kept_where_it_is_better_somewhere_and_worse_nowhere(rates: 
     made = [(group, compared(group, COSTS)) for group in groups]
     (row,) = [line for line in tables.tried(made).splitlines() if line.startswith("| block-p0.3-near")]
     assert row.split(" | ")[-1].removesuffix(" |") == said
+
+
+def gained(**by_model: float) -> list[Known]:
+    """Return models of which those in `by_model` gained so much; whose name begins with "r" have shortcuts."""
+    return [Known(model, 4.0 if model[0] == "r" else 1.0, model[0] == "r", rate) for model, rate in by_model.items()]
+
+
+def test_check_is_judged_on_models_left_out() -> None:
+    agreeing = judge(gained(plain1=2.0, plain2=1.5, r1=1.0, r2=1.05))
+    assert [(one.right, one.left_out) for one in agreeing] == [(True, True)] * 4
+    contrary = judge(gained(plain1=1.0, plain2=1.0, r1=2.0, r2=2.0))
+    assert not any(one.right for one in contrary)  # nor can any threshold turn the rule round
+    mixed = judge(gained(plain1=2.0, r1=2.0, r2=1.0, r3=1.0))
+    assert [one.right for one in mixed] == [True, False, True, True]
+    assert "; ".join(sentences(mixed)).startswith(
+        "check is right about 3 of 4 models; with its threshold found on the other models"
+    )
+    assert [one.left_out for one in judge(gained(plain1=2.0))] == [None]
+
+
+def test_what_check_says_is_taken_from_check(tmp_path: Path) -> None:
+    runs = [
+        synthetic(arm, rate=rate, model=model, options={"schedule": schedule, "batch": 2})
+        for model in ("plain_cnn21", "resnet20")
+        for arm, rate in (("original", 1.0), ("block-p0.3", 2.0))
+        for schedule in ("constant", "cosine")
+    ]
+    compares = [(group, compared(group, COSTS)) for group in grouped(runs)]
+    assert known(compares) == [
+        Known("plain_cnn21", 1.0, False, pytest.approx(2.0, rel=0.01)),
+        Known("resnet20", 5.0, True, pytest.approx(2.0, rel=0.01)),
+    ]
+    assert tables.foretold(compares).count("| may gain little |") == 1
 
 
 def test_the_smallest_size_that_matches_is_named() -> None:

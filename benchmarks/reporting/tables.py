@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import numpy as np
 
 from benchmarks.reporting.curves import COSTS, FRACTIONS, ORIGINAL, Group, Run
+from benchmarks.reporting.foretold import judge, known, rows, sentences
 from benchmarks.reporting.judged import PAPER, Compared, judged, ours
 from benchmarks.reporting.ratios import Change, Comparison, behind, changes, contrasts
 from benchmarks.reporting.regression import CHANGE, FEWEST_MODELS, FIGURES, Point, fit, predictors, sets
@@ -155,6 +156,15 @@ def _intervals(one: Change) -> Iterator[tuple[str, tuple[float, float]]]:
 
 def _and(names: Sequence[str]) -> str:
     return " and ".join(dict.fromkeys(names))
+
+
+def foretold(compared: Compared) -> str:
+    """Return the table of what `swcompile check` says of each model beside what it gained."""
+    found = judge(known(compared))
+    if not found:
+        return "No curves yet.\n"
+    headings = ("model", "longest path over shortest", "check says", "ratio in steps", "check", "left out")
+    return f"{markdown(headings, rows(found))}\n{'; '.join(sentences(found))}.\n"
 
 
 Figures = Callable[[Sequence[Run]], Mapping[str, float] | None]
