@@ -176,14 +176,14 @@ def test_a_control_is_held_against_the_wiring_that_it_controls_for() -> None:
     assert tables.controls(grouped(runs[:2])[0]) == ""
 
 
-def tried(rate: float, grid: str = "g", noise: float = 0.0, seeds: Sequence[int] = (0, 1, 2)) -> list[Run]:
+def tried(rate: float, grid: str = "g", noise: float = 0.0, seeds: Sequence[int] = (0, 1, 2), **told: Any) -> list[Run]:
     arms: list[tuple[str, float, dict[str, Any]]] = [
         ("original", 1.0, {"p": 0.0}),
         ("block-p0.3", 2.0, {}),
         ("block-p0.6", 2.0, {"p": 0.6}),
         ("block-p0.3-near", 2.0 * rate, {"variant": "near"}),
     ]
-    return [synthetic(arm, seed, of, noise=noise, grid=grid, **other) for arm, of, other in arms for seed in seeds]
+    return [synthetic(arm, seed, of, noise=noise, grid=grid, **other, **told) for arm, of, other in arms for seed in seeds]
 
 
 def test_what_was_tried_is_held_against_the_plain_arm() -> None:
@@ -206,10 +206,20 @@ def test_what_was_tried_is_held_against_the_plain_arm() -> None:
     ],
 )
 def test_a_choice_is_kept_where_it_is_better_somewhere_and_worse_nowhere(rates: tuple[float, float], said: str) -> None:
-    groups = grouped([run for rate, grid in zip(rates, ("g", "h"), strict=True) for run in tried(rate, grid, noise=0.01)])
+    models = zip(rates, ("convnet_c", "mlp"), strict=True)
+    groups = grouped([run for rate, model in models for run in tried(rate, "policy-again", noise=0.01, model=model)])
     made = [(group, compared(group, COSTS)) for group in groups]
-    (row,) = [line for line in tables.tried(made).splitlines() if line.startswith("| block-p0.3-near")]
+    (row,) = [line for line in tables.tried(made, "policy-again").splitlines() if line.startswith("| block-p0.3-near")]
     assert row.split(" | ")[-1].removesuffix(" |") == said
+    assert tables.tried(made, "policy") == "No curves yet.\n"
+
+
+def test_what_is_ahead_in_every_pair_is_tried_again() -> None:
+    for rates, said in (((1.5, 1.2), "yes"), ((1.5, 0.9), "no")):
+        models = zip(rates, ("convnet_c", "mlp"), strict=True)
+        groups = grouped([run for rate, model in models for run in tried(rate, "policy", model=model)])
+        shown = tables.tried([(group, compared(group, COSTS)) for group in groups], "policy").splitlines()
+        assert [line.split(" | ")[-1] for line in shown[2:]] == [f"{said} |", "no |"]  # block-p0.6 does as block-p0.3 does
 
 
 def gained(**by_model: float) -> list[Known]:

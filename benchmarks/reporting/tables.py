@@ -109,29 +109,39 @@ def sizes(group: Group) -> str:
 _NONE_MATCHES = "None of them has a mean error as low as the original's."
 
 
-def tried(compared: Compared) -> str:
-    """Return the table of the choices that were tried, each against the default one, with what became of it."""
-    groups = [(group, {one.arm: one for one in changes(group)}) for group, _ in compared]
-    groups = [(group, found) for group, found in groups if found]
-    if not groups:
+def tried(compared: Compared, grid: str) -> str:
+    """Return the table of the choices that a grid tries, each against the default one, and what the grid says of it."""
+    groups = [(group, {one.arm: one for one in changes(group)}) for group, _ in compared if group.grid == grid]
+    if not any(found for _, found in groups):
         return "No curves yet.\n"
-    arms = list(dict.fromkeys(arm for _, found in groups for arm in found))
     headings = ["arm", "against"]
     for group, _ in groups:
         headings += [f"{group.model}, {group.schedule}: ratio at 50%", "ratio at 100%", "points of error less at the end"]
-    return markdown([*headings, "verdict"], [_tried(arm, [found.get(arm) for _, found in groups]) for arm in arms])
+    arms = dict.fromkeys(arm for _, found in groups for arm in found)
+    says = verdict if grid == DECIDES else picked
+    rows = [_tried([found.get(arm) for _, found in groups], says) for arm in arms]
+    return markdown([*headings, "decided" if grid == DECIDES else "tried again"], rows)
 
 
-def _tried(arm: str, found: Sequence[Change | None]) -> list[str]:
+def _tried(found: Sequence[Change | None], says: Callable[[Sequence[Change]], str]) -> list[str]:
     known = [one for one in found if one is not None]
     cells = []
     for one in found:
         cells += ["", "", ""] if one is None else [str(one.ratios[0.5]), str(one.ratios[1.0]), _points(one.error, one.within)]
-    return [arm, known[0].base, *cells, verdict(known)]
+    return [known[0].arm, known[0].base, *cells, says(known)]
 
 
 def _points(error: float, within: float) -> str:
     return f"{100 * error:+.2f}" + ("" if math.isnan(within) else f" ± {100 * within:.2f}")
+
+
+DECIDES = "policy-again"
+"""The grid whose seeds decide; they are none of those that picked what it tries."""
+
+
+def picked(found: Sequence[Change]) -> str:
+    """Say whether a choice is tried again: where its mean final error is lower in every pair of model and data."""
+    return "yes" if all(one.error > 0 for one in found) else "no"
 
 
 def verdict(found: Sequence[Change]) -> str:
