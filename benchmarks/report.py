@@ -54,8 +54,8 @@ RULES = f"""\
 TRIED = """\
 Each arm differs in one choice from the plain arm that it is held against (block-p0.3 or kernel-p0.3; benchmarks/variants.py says
 what each is); seeds are paired. Above 1 it is sooner. What has a lower mean final error in every pair of model and data is tried
-again with other seeds, and those alone decide: what is better in some pair, by its 95% interval, and worse in none becomes a default.
-Of choices that change nothing about one in twelve would pass that.
+again with other seeds, and those alone decide: what is better in some pair, by its 95% interval, and worse in none becomes a
+default. Of choices that change nothing about one in twelve would pass that.
 """
 
 
