@@ -219,9 +219,9 @@ POLICY = Grid(
 )
 """What the defaults rest on: all arms at the rate that tuning chose for block-p0.3, on two CPU cores."""
 
-PICKED = (ORIGINAL, *BLOCKS, *_tried("far", "deep", "block-8"))
+PICKED = (ORIGINAL, *BLOCKS, *_tried("far"), Arm("block-p1-far", 1.0, variant="far"))
 POLICY_AGAIN = Grid("policy-again", tuple(replace(task, arms=PICKED) for task in POLICY.tasks), seeds=(10, 11, 12, 13, 14))
-"""What `policy` picked, with seeds that had no part in that."""
+"""What `policy` picked, p = 1 and far sources, and both together, with seeds that had no part in that."""
 
 SLIM_ARMS = (ORIGINAL, BLOCKS[0], KERNEL)
 BREADTH = Grid(
