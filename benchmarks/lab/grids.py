@@ -2,6 +2,7 @@
 
 GRIDS["quick"]        two CPU cores, under 40 minutes
 GRIDS["policy"]       two CPU cores: what the defaults rest on, each choice changed alone
+GRIDS["policy-again"] the choices that it picked, with other seeds, which decide
 GRIDS["breadth"]      two CPU cores: three families that have shortcuts already
 GRIDS["core"]         one H200, at most 30 minutes by estimate
 GRIDS["full"]         every model on every set
@@ -378,6 +379,7 @@ GRIDS: Mapping[str, Grid] = {
     for grid in (
         QUICK,
         POLICY,
+        POLICY_AGAIN,
         BREADTH,
         SLIM_SIZES,
         DENSENET_SIZES,
