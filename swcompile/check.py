@@ -104,14 +104,17 @@ class Ledger:
 
     @property
     def links_kept(self) -> int:
+        """Links that stayed."""
         return sum(count.kept for count in self.layers)
 
     @property
     def links_moved(self) -> int:
+        """Links that now come from elsewhere."""
         return sum(count.moved for count in self.layers)
 
     @property
     def links_grown(self) -> int:
+        """Links that were added on top."""
         return sum(count.grown for count in self.layers)
 
     @property

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 from click.core import ParameterSource
+from click.shell_completion import CompletionItem
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -96,8 +97,13 @@ def _options(*decorators: Decorator) -> Decorator:
     return decorate
 
 
+def _completed_by(kind: str) -> Callable[..., list[CompletionItem]]:
+    """Let a shell complete an argument by its files, or by its folders ("dir")."""
+    return lambda context, parameter, incomplete: [CompletionItem(incomplete, type=kind)]
+
+
 _model_options = _options(
-    click.argument("path", metavar="MODEL.PY"),
+    click.argument("path", metavar="MODEL.PY", shell_complete=_completed_by("file")),
     click.option("--entry", metavar="NAME", help="The function, class or nn.Module in the file that is the model."),
     click.option(
         "--input", "inputs", multiple=True, metavar="SHAPE", help="An example input: 1x3x32x32, or 1x128:int64. Repeatable."
@@ -110,7 +116,7 @@ _screen_options = _options(
 _graph_options = _options(
     click.option("--p", type=NumberOrWord("p", float), default="auto", metavar="P|auto|boundary|max_S", help="Share of links that "
                  "become long-range. [default: auto]"),
-    click.option("--density", type=float, default=1.0, help="Share of links that are kept. [default: 1]"),
+    click.option("--density", type=float, default=1.0, metavar="SHARE", help="Share of links that are kept. [default: 1]"),
     click.option("--params", type=NumberOrWord("params", int, float), metavar="N", help="Instead of --density: at most N "
                  "parameters."),
     click.option("--macs", type=NumberOrWord("macs", int, float), metavar="N", help="Instead of --density: at most N "
@@ -273,9 +279,13 @@ def cli() -> None:
 
 @cli.command(epilog=EXIT_CODES)
 @_model_options
-@click.option("--out", default="out", metavar="FOLDER", help="Where the result goes. [default: out]")
+@click.option(
+    "--out", default="out", metavar="FOLDER", shell_complete=_completed_by("dir"), help="Where the result goes. [default: out]"
+)
 @click.option("--force", is_flag=True, help="Replace a folder that swcompile wrote.")
-@click.option("--plan", "plan_file", metavar="PLAN.JSON", help="Apply this plan instead of making one.")
+@click.option(
+    "--plan", "plan_file", metavar="PLAN.JSON", shell_complete=_completed_by("file"), help="Apply this plan instead of making one."
+)
 @click.option(
     "--score",
     default="distance",
@@ -403,7 +413,7 @@ if __name__ == "__main__":
 '''
 
 
-@cli.command(epilog=EXIT_CODES)
+@cli.command(epilog=EXIT_CODES, short_help="Show the figures over p, and the p that would be chosen.")
 @_model_options
 @_graph_options
 @click.option("--points", type=int, default=20, metavar="N", help="How many values of p. [default: 20]")

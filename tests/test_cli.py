@@ -382,6 +382,16 @@ def test_usage_errors_are_2(swcompile, arguments):
     assert "Usage: swcompile" in result.err
 
 
+@pytest.mark.parametrize("command", [None, *cli.cli.commands])
+def test_help_reads_well_on_80_columns(swcompile, command):
+    lines = swcompile(*filter(None, [command]), "--help").out.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert not [line for line in lines if line.endswith("...")], "a description was cut"
+    assert not [line for line in lines if re.search(r" (TEXT|INTEGER RANGE|FLOAT)$| (TEXT|FLOAT)  ", line)], (
+        "an option says not what"
+    )
+
+
 @pytest.mark.parametrize("command", ["transform", "analyze", "check"])
 def test_help_documents_exit_codes_and_every_choice(swcompile, command):
     result = swcompile(command, "--help")
@@ -391,7 +401,6 @@ def test_help_documents_exit_codes_and_every_choice(swcompile, command):
     for name in CHOICES.keys() - (set() if command == "transform" else {"budget", "init", "score"}):
         offered = [choice for choice in CHOICES[name] if not NEEDS.get(choice)]  # batches are for Python
         assert f"--{name} {'|'.join(offered)}" in result.out
-    assert max(map(len, result.out.splitlines())) <= 80
 
 
 @pytest.mark.parametrize("command", [cli.transform, cli.analyze, cli.check])
@@ -405,6 +414,35 @@ def test_the_defaults_are_those_of_the_python_interface(command):
     for name in found.keys() - own:
         default = found[name] if isinstance(found[name], int | float | str | tuple) else None  # click's mark for "not given"
         assert default == wanted[name], name
+
+
+@pytest.mark.parametrize(
+    ("words", "wanted"),
+    [
+        ("swcompile tr", "plain,transform"),
+        ("swcompile transform --wir", "plain,--wiring"),
+        ("swcompile transform mod", "file,mod"),
+        ("swcompile check mod", "file,mod"),
+        ("swcompile transform model.py --out o", "dir,o"),
+        ("swcompile transform model.py --plan o", "file,o"),
+    ],
+)
+def test_a_shell_completes_commands_options_and_paths(capsys, monkeypatch, words, wanted):
+    monkeypatch.setenv("_SWCOMPILE_COMPLETE", "bash_complete")
+    monkeypatch.setenv("COMP_WORDS", words)
+    monkeypatch.setenv("COMP_CWORD", str(words.count(" ")))
+    with pytest.raises(SystemExit) as ended:
+        cli.run([])
+    assert (ended.value.code, capsys.readouterr().out) == (0, f"{wanted}\n")
+
+
+@pytest.mark.parametrize(("shell", "says"), [("bash", "complete -o nosort"), ("zsh", "#compdef swcompile"), ("fish", "complete ")])
+def test_the_script_for_a_shell_is_printed(capsys, monkeypatch, shell, says):
+    monkeypatch.setenv("_SWCOMPILE_COMPLETE", f"{shell}_source")
+    with pytest.raises(SystemExit) as ended:
+        cli.run([])
+    assert ended.value.code == 0
+    assert says in capsys.readouterr().out
 
 
 def test_names_from_files_do_not_steer_the_terminal(swcompile, project):
