@@ -386,10 +386,8 @@ def test_usage_errors_are_2(swcompile, arguments):
 def test_help_reads_well_on_80_columns(swcompile, command):
     lines = swcompile(*filter(None, [command]), "--help").out.splitlines()
     assert max(map(len, lines)) <= 80
-    assert not [line for line in lines if line.endswith("...")], "a description was cut"
-    assert not [line for line in lines if re.search(r" (TEXT|INTEGER RANGE|FLOAT)$| (TEXT|FLOAT)  ", line)], (
-        "an option says not what"
-    )
+    assert not [line for line in lines[1:] if line.endswith("...")], "a description was cut"
+    assert not [line for line in lines if re.match(r"  --\S+ (TEXT|FLOAT|INTEGER RANGE)\b", line)], "click's own names of types"
 
 
 @pytest.mark.parametrize("command", ["transform", "analyze", "check"])
