@@ -1,6 +1,6 @@
 """Write the README's table of what GPUs measured, from the results that lie here: "not measured" until one has.
 
-python -m benchmarks.gpu_table
+`python -m benchmarks.readme` puts it into the README.
 """
 
 from __future__ import annotations
@@ -12,11 +12,9 @@ from typing import Any
 
 from benchmarks import bench_networks, bench_training, calibration, lowered_training
 from benchmarks.bench_networks import BATCH
-from benchmarks.record import RESULTS, Judged, write_whole
+from benchmarks.record import RESULTS, Judged
 
 Rows = Sequence[dict[str, Any]]
-README = Path(__file__).parent.parent / "README.md"
-BEGIN, END = "<!-- python -m benchmarks.gpu_table -->\n", "<!-- end -->\n"
 
 
 def table(results: Path = RESULTS) -> str:
@@ -58,14 +56,3 @@ def _read(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             rows = [row for row in document["rows"] if row.get("dtype") == "bfloat16" and row.get("batch", BATCH) == BATCH]
             if rows:
                 yield pattern, document | {"rows": rows}
-
-
-def filled(readme: str, results: Path = RESULTS) -> str:
-    """Return a README with the table of now."""
-    before, _, rest = readme.partition(BEGIN)
-    _, _, behind = rest.partition(END)
-    return before + BEGIN + table(results) + END + behind
-
-
-if __name__ == "__main__":
-    write_whole(README, filled(README.read_text(encoding="utf-8")))

@@ -548,10 +548,7 @@ def test_the_stop_rule_follows_from_what_was_measured() -> None:
     assert "open" in list(calibration.verdict(failed))[-1]
 
 
-def test_the_readme_has_the_table_of_what_gpus_measured(tmp_path: Path) -> None:
-    readme = gpu_table.README.read_text(encoding="utf-8")
-    assert gpu_table.BEGIN in readme
-    assert gpu_table.filled(readme) == readme
+def test_the_table_of_what_gpus_measured_has_every_target(tmp_path: Path) -> None:
     targets = sum(len(list(judge([]))) for _, judge in gpu_table.PROGRAMS)
     assert targets == 5 + 4 + 6 + 4
     assert gpu_table.table(tmp_path).count("not measured") == targets
