@@ -18,6 +18,7 @@ myst_heading_anchors = 3
 default_role = "code"  # what stands in single backticks in our docstrings
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"  # the signatures show none either: docstrings say what arguments are
+smartquotes = False  # p="auto" is code, in brackets or not
 html_theme = "furo"
 html_title = "swcompile"
 html_show_copyright = False
