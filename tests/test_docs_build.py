@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 import runpy
 from pathlib import Path
@@ -21,8 +22,10 @@ FETCHED = re.compile(r"<(?:script|link|img|iframe)[^>]*(?:src|href)=\"(?:https?:
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Build the pages, in which any warning is an error."""
-    out = tmp_path_factory.mktemp("docs")
-    Sphinx(DOCS, DOCS, out, out / ".doctrees", "html", status=None, warningiserror=True).build()
+    out, said = tmp_path_factory.mktemp("docs"), io.StringIO()
+    sphinx = Sphinx(DOCS, DOCS, out, out / ".doctrees", "html", status=None, warning=said, warningiserror=True)
+    sphinx.build()
+    assert sphinx.statuscode == 0, said.getvalue()
     return out
 
 
