@@ -1,6 +1,6 @@
 """Quantize a rewired model to eight bits with torchao: the weights of its linear layers, or all of an exported program.
 
-Needs pip install "swcompile[examples]": python examples/quantize.py
+Needs pip install '.[examples]': python examples/quantize.py
 """
 
 import torch

@@ -1,6 +1,6 @@
 """A model of timm's, without weights of others: the file that the command line takes is three lines long.
 
-Needs pip install "swcompile[examples]":
+Needs pip install '.[examples]':
 swcompile transform examples/timm_resnet.py --out out/ --p 0.3
 """
 

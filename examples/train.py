@@ -1,6 +1,6 @@
 """Rewire a model in front of an ordinary training loop: one line is new.
 
-Trains on scikit-learn's digits (pip install "swcompile[demo]"): python examples/train.py
+Trains on scikit-learn's digits (pip install '.[demo]'): python examples/train.py
 """
 
 import torch

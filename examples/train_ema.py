@@ -1,6 +1,6 @@
 """Keep an exponential moving average of a rewired model's weights: torch.optim.swa_utils takes it as any module.
 
-Trains on scikit-learn's digits (pip install "swcompile[demo]"): python examples/train_ema.py
+Trains on scikit-learn's digits (pip install '.[demo]'): python examples/train_ema.py
 """
 
 import torch

@@ -1,6 +1,6 @@
 """Rewire a model in front of a Lightning trainer: the LightningModule holds the rewired model as it would hold the other.
 
-Needs pip install "swcompile[examples]": python examples/train_lightning.py
+Needs pip install '.[examples]': python examples/train_lightning.py
 """
 
 import lightning

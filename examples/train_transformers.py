@@ -1,7 +1,7 @@
 """Rewire a Hugging Face model in front of its Trainer. The model is built from a configuration: nothing is downloaded.
 
 It is traced for images alone, so it takes no labels any more, and the loss is handed to the Trainer as `compute_loss_func`.
-Needs pip install "swcompile[examples]": python examples/train_transformers.py
+Needs pip install '.[examples]': python examples/train_transformers.py
 """
 
 import tempfile
