@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from benchmarks import cpu_table, gpu_table
+from benchmarks import cpu_table, gpu_table, training_table
 from benchmarks.record import RESULTS, write_whole
 
 README = Path(__file__).parent.parent / "README.md"
 END = "<!-- end -->\n"
-TABLES: Mapping[str, Callable[[Path], str]] = {"CPUs": cpu_table.table, "GPUs": gpu_table.table}
+TABLES: Mapping[str, Callable[[Path], str]] = {"training": training_table.table, "CPUs": cpu_table.table, "GPUs": gpu_table.table}
 """The tables, by what their places in the README are called."""
 
 
