@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import platform
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
+from swcompile import report as reports
 from swcompile import store
 from swcompile.calibrate import calibrate as take_statistics
 from swcompile.calibrate import is_trained
@@ -29,34 +31,42 @@ from swcompile.metrics import Figures, channel_graph, measure
 from swcompile.modules import RewiredModule
 from swcompile.optimize import optimize, restore_in_place
 from swcompile.outlook import outlook
-from swcompile.plan import Note, Options, Plan
+from swcompile.plan import P_POLICIES, Note, Options, Plan
+from swcompile.report import repeat
+from swcompile.report.facts import Facts, Provenance, Sweep, foresee, gather, note_pairs
 from swcompile.rewrite import rewrite
-from swcompile.scores import Loss, refuse_unfit
+from swcompile.scores import NEEDS, Loss, refuse_unfit
 from swcompile.scores import score as score_of
 from swcompile.trace import Example, Steps, Traced, coupled, trace, trace_structure
 from swcompile.trace.rules import NORM_MODULES
 from swcompile.trace.shapes import Spec
 from swcompile.verify import verify
-from swcompile.wiring import Curve, sweep, wire
+from swcompile.wiring import Curve, decide, explain, sweep, wire
 from swcompile.wiring.eligible import eligible
 from swcompile.wiring.policy import choose_p
 
 MAX_POINTS = 1000
 """The most values of p that a sweep takes: the network is wired and measured anew at each of them."""
 
+POINTS, DEEP, FEW_POINTS = 20, 1_000, 5
+"""How many values of p a report's curve has, and how many in networks of more than DEEP layers, where each takes seconds."""
+
 _log = logging.getLogger("swcompile")
 
 
 @dataclass(frozen=True)
 class Record:
-    """What a rewired module remembers: the plan it carries out, the inputs it was traced with, and its ledger.
+    """What a rewired module remembers: the plan it carries out, the inputs it was traced with, its ledger, the original's graph.
 
-    `census` is the original as counted, kept where masks may come to be others in training.
+    `curve` is the one over p that a policy chose by, None where none did. `census` is the original as counted, kept where masks may
+    come to be others in training.
     """
 
     plan: Plan
     example: Example
     ledger: Ledger
+    graph: LayerGraph
+    curve: Curve | None = None
     census: Census | None = None
 
     @property
@@ -72,10 +82,13 @@ class Survey:
     `refused` pairs each layer that cannot be rewired with the reason, `opaque` each operation that channels cannot be followed
     through with its line, `unreached` each layer that is no part of the graph with the reason. `steps` says what tracing had to do.
     `params` counts the whole model's parameters. `inferred` tells whether the input was guessed. `outlook` says so where published
-    evidence has such networks gain little (swcompile.outlook).
+    evidence has such networks gain little (swcompile.outlook). `options` are those that were asked for, `leaves` the modules that
+    tracing left alone because the user said so.
     """
 
     graph: LayerGraph
+    options: Options
+    leaves: tuple[str, ...]
     eligible: tuple[str, ...]
     refused: tuple[tuple[str, str], ...]
     opaque: tuple[tuple[str, str], ...]
@@ -205,10 +218,10 @@ def transform(
     if lower not in ("auto", "off"):
         raise SwnetError(f'lower is "auto" or "off", not {lower!r}; swnet.lower lowers by a backend of your choice.')
     traced = _traced(trace, model, example_inputs, leaf_modules, options)
-    made = _decide(traced, options, batches, loss_fn)
+    made, curve = _decide(traced, options, batches, loss_fn)
     if not made.layers and (options.p != 0 or options.prunes or options.grow):
         raise NothingToDoError(_why_nothing(made))
-    module = _carry_out(traced, made, fresh=True)
+    module = _carry_out(traced, made, curve, fresh=True)
     if verify:
         module = _certified(model, module, example_inputs)
     module = _with_statistics(module, calibrate)
@@ -270,7 +283,7 @@ def plan(
     )
     refuse_unfit(options.score, {"batches": batches, "loss_fn": loss_fn})
     how = trace if options.scored else trace_structure
-    return _decide(_traced(how, model, example_inputs, leaf_modules, options), options, batches, loss_fn)
+    return _decide(_traced(how, model, example_inputs, leaf_modules, options), options, batches, loss_fn)[0]
 
 
 def apply(model: nn.Module | ExportedProgram, plan: Plan, example_inputs: object = None) -> RewiredModule:
@@ -349,6 +362,8 @@ def _surveyed(traced: Traced, options: Options) -> Survey:
     layers, notes = eligible(traced.graph, options)
     return Survey(
         graph=traced.graph,
+        options=options,
+        leaves=tuple(sorted(traced.leaves)),
         eligible=tuple(layer.name for layer in layers),
         refused=tuple((note.layer, note.reason) for note in notes),
         opaque=traced.graph.opaque,
@@ -420,6 +435,108 @@ def ledger(module: nn.Module) -> Ledger:
     found = record(module)
     lowered = module.programs if isinstance(module, RewiredModule) else ()
     return replace(found.ledger, lowered=tuple(one.choices for one in lowered if one.choices is not None))
+
+
+def report(subject: nn.Module | Analysis, path: str | Path | None = None, *, plots: bool = False) -> str:
+    """Return one HTML page that shows a network before and after; with `path`, write it there, too.
+
+    It is one file that fetches nothing: the network as a picture, C, L and S over p, the connection matrix, path lengths and
+    degrees, the ledger, each layer, what was left alone and why, and the call that repeats it.
+
+    Args:
+        subject: what `transform`, `apply`, `load` or `lower` made, or what `analyze` returned: then the page shows what the plan at
+            the chosen p would make of the network.
+        path: the file to write; an older one is replaced, whole or not at all. Its folder has to exist.
+        plots: whether to write the figures as PNG and SVG, too, into a folder `plots` beside the page.
+
+    Returns:
+        The page; a notebook shows it by IPython.display.HTML.
+
+    Raises:
+        SwnetError: where the subject is none of these, the extra `report` is not installed, or the file cannot be written.
+
+    >>> from torch import nn
+    >>> net = nn.Sequential(*[nn.Sequential(nn.Linear(32, 32), nn.ReLU()) for _ in range(4)], nn.Linear(32, 10))
+    >>> report(transform(net, p=0.25))[:15]
+    '<!doctype html>'
+    """
+    if plots and path is None:
+        raise SwnetError("plots=True writes files beside the page, which is not written either. Say where: path='report.html'.")
+    found = facts(subject)
+    made = reports.page(found)
+    if path is not None:
+        store.write_files(path, made.encode(), reports.plots(found) if plots else {})
+    return made
+
+
+def facts(subject: object, command: str | None = None) -> Facts:
+    """Return what a report shows of a rewired module or an analysis; `command` is what repeats it, a call where None."""
+    if isinstance(subject, Analysis):
+        return _foreseen(subject, command)
+    if not isinstance(subject, nn.Module):
+        raise SwnetError(
+            f"A report of a {type(subject).__name__} was asked for; give what swnet.transform or swnet.analyze returned."
+        )
+    found, counted = record(subject), ledger(subject)
+    certificate = [] if counted.certificate is None else [str(counted.certificate)]
+    return gather(
+        found.graph.name,
+        found.graph,
+        found.plan,
+        (counted.before.as_dict(), counted.after.as_dict()),
+        _swept(found),
+        _provenance(found.plan, found.example, command),
+        notes=note_pairs(counted.notes),
+        remarks=(*_about_opaque(counted.opaque), *certificate, *map(str, counted.lowered)),
+    )
+
+
+def _foreseen(analysis: Analysis, command: str | None) -> Facts:
+    """Return the facts of a model under the plan that its analysis would lead to."""
+    options, graph = analysis.options, analysis.graph
+    made = replace(wire(graph, replace(options, p=analysis.p)), requested_p=options.p, leaves=analysis.leaves)
+    chosen = [explain(analysis.curve, options.p)] if isinstance(options.p, str) else []
+    return gather(
+        graph.name,
+        graph,
+        made,
+        foresee(graph, made, analysis.figures),
+        Sweep(analysis.p, options.p, analysis.curve, ". ".join(chosen)),
+        _provenance(made, analysis.example, command),
+        notes=(*note_pairs(made.notes), *analysis.unreached),
+        remarks=(*_about_opaque(analysis.opaque), *([analysis.outlook] if analysis.outlook else [])),
+        foreseen=True,
+    )
+
+
+def _swept(found: Record) -> Sweep:
+    """Return the curve that the p of a plan lies on, counted anew where the record has none."""
+    options, policy = found.plan.options, found.plan.requested_p
+    if found.curve is None and options.keeps_weights:
+        return Sweep(options.number, policy, None, "Not drawn: p was not swept, since a trained model's weights keep their places.")
+    curve = found.curve or sweep(found.graph, options, POINTS if len(found.graph.layers) <= DEEP else FEW_POINTS)
+    return Sweep(options.number, policy, curve, explain(curve, policy) if policy in P_POLICIES else "")
+
+
+def _provenance(made: Plan, example: Example, command: str | None) -> Provenance:
+    inputs = ", ".join(_as_code(item) for item in example)
+    call = repeat.call(made, inputs if len(example) == 1 else f"({inputs})", NEEDS.get(made.options.score, ()))
+    versions = ("swcompile", store.version()), ("torch", torch.__version__.split("+")[0]), ("Python", platform.python_version())
+    shown = tuple(map(str, example))
+    return Provenance(command or call, shown, versions, made.options.seed, made.digest)
+
+
+def _as_code(item: object) -> str:
+    """Return an example input as Python code that makes one like it."""
+    if not isinstance(item, Spec):
+        return "example_input"
+    kind = "" if item.dtype == torch.float32 else f", dtype={item.dtype}"
+    return f"torch.zeros({', '.join(map(str, item.shape))}{kind})"
+
+
+def _about_opaque(operations: Sequence[tuple[str, str]]) -> list[str]:
+    named = ", ".join(f"{name} ({where})" if where else name for name, where in dict.fromkeys(operations))
+    return [f"Channels are not followed through {named}: what is around them stays as it is."] if named else []
 
 
 def record(module: nn.Module) -> Record:
@@ -552,11 +669,14 @@ def _announced(traced: Traced) -> Traced:
 
 
 @collector_paused()
-def _decide(traced: Traced, options: Options, batches: Iterable[Any] | None = None, loss_fn: Loss | None = None) -> Plan:
+def _decide(
+    traced: Traced, options: Options, batches: Iterable[Any] | None = None, loss_fn: Loss | None = None
+) -> tuple[Plan, Curve | None]:
+    """Return the plan, and the curve over p that it was chosen by, if any was."""
     scores = score_of(traced, options.score, batches, loss_fn) if options.scored else {}
-    made = wire(traced.graph, options, scores)
+    made, curve = decide(traced.graph, options, scores)
     notes = (*made.notes, *(Note("*", said) for said in _said(traced)))
-    return replace(made, notes=notes, leaves=tuple(sorted(traced.leaves)))
+    return replace(made, notes=notes, leaves=tuple(sorted(traced.leaves))), curve
 
 
 def _said(traced: Traced) -> Iterator[str]:
@@ -579,7 +699,7 @@ def _why_nothing(made: Plan) -> str:
 
 
 @collector_paused()
-def _carry_out(traced: Traced, made: Plan, *, fresh: bool = False) -> RewiredModule:
+def _carry_out(traced: Traced, made: Plan, curve: Curve | None = None, *, fresh: bool = False) -> RewiredModule:
     """Verify, rewrite, optimize and check: the rest of the way, once a plan is there."""
     if made.outputs() and traced.graph.coupling == Coupling():
         traced = coupled(traced)
@@ -592,7 +712,7 @@ def _carry_out(traced: Traced, made: Plan, *, fresh: bool = False) -> RewiredMod
     restore_in_place(traced)
     module = RewiredModule.assemble(traced.root, traced.train_graph, traced.eval_graph)
     ledger = check(module, made, counted, traced.example, fresh=fresh)
-    module.swcompile = Record(made, traced.example, ledger, counted if made.masks() else None)
+    module.swcompile = Record(made, traced.example, ledger, counted.graph, curve, counted if made.masks() else None)
     return module
 
 

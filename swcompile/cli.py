@@ -13,6 +13,7 @@ import json
 import logging
 import math
 import os
+import shlex
 import signal
 import sys
 import threading
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
     from swcompile.api import Analysis, Survey
     from swcompile.modelfile import ModelFile
+    from swcompile.report.facts import Facts
 
 DONE, BUG, BAD_INPUT, NOTHING_TO_DO, INTERRUPTED, TERMINATED = 0, 1, 2, 3, 130, 143
 
@@ -48,6 +50,9 @@ Exit codes:
   3    nothing can be rewired: the reason for each layer is printed
   130  interrupted (143: terminated): nothing is left half-written
 """
+
+PRINTING = ("as_json", "quiet", "force", "plots", "report_file")
+"""The options that change nothing in what comes out."""
 
 BUG_REPORT = "This is a bug of swcompile, not of your model. Please report it with the lines above and, if you can, the model file."
 
@@ -300,6 +305,7 @@ def cli() -> None:
     help="Move nothing, and add this share of long-range blocks on top at zero weight. [default: 0]",
 )
 @click.option("--verify", is_flag=True, default=False, help="Run pruned and masked model in float64, and compare them.")
+@click.option("--plots", is_flag=True, help="Write the report's figures as PNG and SVG, too, into plots/.")
 @_graph_options
 @_budget_options
 @_screen_options
@@ -310,21 +316,25 @@ def transform(
     out: str,
     force: bool,
     plan_file: str | None,
+    plots: bool,
     as_json: bool,
     quiet: bool,
     **asked: Any,
 ) -> None:
     """Rewire the model in MODEL.PY and write it to a folder.
 
-    The folder holds plan.json, weights.safetensors, manifest.json, ledger.json, model.py, whose build_model() gives the rewired
-    model, and source/, the model's own code. It can be moved as a whole.
+    The folder holds plan.json, weights.safetensors, manifest.json, ledger.json, report.html, model.py, whose build_model() gives
+    the rewired model, and source/, the model's own code. It can be moved as a whole.
     """
     if plan_file is not None:
         _refuse_options(asked)
-    with _working(4, quiet=quiet) as begin:
+    with _working(5, quiet=quiet) as begin:
         _import_torch(begin)
-        from swcompile import api, plan, store, tables
+        from swcompile import api, plan, report, store, tables
+        from swcompile.report.facts import by_stage
 
+        if plots:
+            report.require()
         target = store.check_target(out, force=force)  # absolute, and the plan is read now: the user's file may change the folder
         made = None if plan_file is None else plan.Plan.read(plan_file)
         begin("building the model")
@@ -333,19 +343,64 @@ def transform(
         rewired = api.transform(found.model, examples, **asked) if made is None else api.apply(found.model, made, examples)
         if not api.ledger(rewired).changed:
             raise NothingToDoError(_unchanged(found.entry_name, api.ledger(rewired).notes))
+        begin("reporting")
+        seen = api.facts(rewired, _command())
+        pages = _pages(seen, plots=plots)
         begin(f"writing {out}")
         figures = api.ledger(rewired).as_dict()
-        _write(target, found, rewired, _json(figures), force=force)
-    document = {"out": out, "model": found.entry_name, "plan": api.record(rewired).plan.digest, "ledger": figures}
+        _write(target, found, rewired, _json(figures), pages, force=force)
+    page = os.path.join(out, store.REPORT) if pages else None
+    document = {"out": out, "report": page, "model": found.entry_name, "plan": api.record(rewired).plan.digest, "ledger": figures}
     notes = [(note["layer"], note["reason"]) for note in figures["notes"]]
     shown = [
         f"{found.entry_name} of {path}, rewired: {_links(figures['links'])}",
         tables.ledger(figures["before"], figures["after"], notes),
         *([] if api.ledger(rewired).certificate is None else [str(api.ledger(rewired).certificate)]),
         "",
+        tables.stages(by_stage(seen)),
+        "",
         f"Written to {out}: model.py there has a build_model() that gives the rewired model.",
+        f"See {page} in a browser." if pages else f"{store.REPORT} was left out: {report.absent()}",
     ]
     _show(document, shown, as_json=as_json, quiet=quiet)
+
+
+def _pages(seen: Facts, *, plots: bool) -> dict[str, bytes]:
+    """Return the report, and with `plots` its figures, as files of the folder; none where what draws them is not installed."""
+    from swcompile import report, store
+
+    if report.missing() is not None and not plots:
+        return {}
+    pictures = {f"{store.PLOTS}/{name}": content for name, content in report.plots(seen).items()} if plots else {}
+    return {store.REPORT: report.page(seen).encode(), **pictures}
+
+
+def _command() -> str:
+    """Return the command line that is running, with the seed, and without what only says how to print and where files lie."""
+    context = click.get_current_context()
+    words = ["swcompile", str(context.info_name)]
+    for parameter in context.command.params:
+        name, value = str(parameter.name), context.params.get(str(parameter.name))
+        given = context.get_parameter_source(name) is ParameterSource.COMMANDLINE
+        if isinstance(parameter, click.Argument):
+            words.append(_here(str(value)))
+        elif name == "seed" or (given and name not in PRINTING):
+            words += _words(parameter.opts[0], value)
+    return shlex.join(words)
+
+
+def _words(option: str, value: Any) -> list[str]:
+    """Return an option as it is typed: a flag alone, one that repeats as often as it was given."""
+    if isinstance(value, bool):
+        return [option] if value else []
+    texts = value if isinstance(value, list | tuple) else [value]
+    said = ("=".join(map(str, text)) if isinstance(text, tuple) else _here(str(text)) for text in texts)
+    return [word for text in said for word in (option, text)]
+
+
+def _here(path: str) -> str:
+    """Return a file as it was typed, one with all its folders by its name alone: a report is handed on, and names no machine."""
+    return os.path.basename(path) if os.path.isabs(path) else path
 
 
 def _unchanged(name: str, notes: Sequence[Any]) -> str:
@@ -368,13 +423,13 @@ def _refuse_options(asked: Mapping[str, Any]) -> None:
         raise click.UsageError(f"--plan says how the model is wired, and so does {flags}. Leave one of the two out.")
 
 
-def _write(out: Path, found: ModelFile, rewired: fx.GraphModule, ledger: str, *, force: bool) -> None:
+def _write(out: Path, found: ModelFile, rewired: fx.GraphModule, ledger: str, pages: Mapping[str, bytes], *, force: bool) -> None:
     from swcompile import api, store
 
     copies = {f"source/{file.relative_to(found.root).as_posix()}": file.read_bytes() for file in found.sources}
     source = next(iter(copies))
     program = MODEL_PY.format(source=source, entry=found.entry_name)
-    extras = {**copies, "ledger.json": f"{ledger}\n".encode(), "model.py": program.encode()}
+    extras = {**copies, "ledger.json": f"{ledger}\n".encode(), "model.py": program.encode(), **pages}
     made = api.record(rewired)
     name = type(found.model).__name__
     store.write(out, made.plan, rewired.state_dict(), made.example_shapes, model=name, extras=extras, force=force)
@@ -417,20 +472,53 @@ if __name__ == "__main__":
 @_model_options
 @_graph_options
 @click.option("--points", type=int, default=20, metavar="N", help="How many values of p. [default: 20]")
+@click.option("--report", "report_file", metavar="FILE", help="Write a page that shows what that p would make of the network.")
+@click.option("--plots", is_flag=True, help="With --report: its figures as PNG and SVG, too, into plots/ beside it.")
 @_screen_options
-def analyze(path: str, entry: str | None, inputs: Sequence[str], as_json: bool, quiet: bool, **asked: Any) -> None:
+def analyze(
+    path: str,
+    entry: str | None,
+    inputs: Sequence[str],
+    report_file: str | None,
+    plots: bool,
+    as_json: bool,
+    quiet: bool,
+    **asked: Any,
+) -> None:
     """Show the graph's figures over p, and the p that would be chosen.
 
-    Nothing is rewired or written.
+    Nothing is rewired, nor written but the report.
     """
-    with _working(3, quiet=quiet) as begin:
+    if plots and report_file is None:
+        raise click.UsageError("--plots writes figures beside the report: say where that goes, --report FILE.")
+    file = None if report_file is None else os.path.abspath(report_file)  # now: the user's file may change the folder
+    with _working(3 if file is None else 4, quiet=quiet) as begin:
+        if file is not None:
+            _require_report()
         found, analysis = _analyze(begin, path, entry, inputs, asked)
+        if file is not None:
+            begin(f"writing {report_file}")
+            _report(analysis, file, plots=plots)
     from swcompile import tables
 
     curve = {name: _plain(getattr(analysis.curve, name)) for name in ("p", "C", "L", "S")}
-    document = {"p_requested": asked["p"], "p": analysis.p, "curve": curve, **_facts(found, analysis)}
+    document = {"p_requested": asked["p"], "p": analysis.p, "curve": curve, **_facts(found, analysis), "report": report_file}
     rows = zip(curve["p"], curve["C"], curve["L"], curve["S"], strict=True)
-    _show(document, [tables.sweep(rows, analysis.p, str(asked["p"])), *_remarks(analysis)], as_json=as_json, quiet=quiet)
+    written = [] if report_file is None else [f"See {report_file} in a browser."]
+    _show(document, [tables.sweep(rows, analysis.p, str(asked["p"])), *_remarks(analysis), *written], as_json=as_json, quiet=quiet)
+
+
+def _require_report() -> None:
+    from swcompile import report
+
+    report.require()
+
+
+def _report(analysis: Analysis, file: str, *, plots: bool) -> None:
+    from swcompile import api, report, store
+
+    seen = api.facts(analysis, _command())
+    store.write_files(file, report.page(seen).encode(), report.plots(seen) if plots else {})
 
 
 @cli.command(epilog=EXIT_CODES)

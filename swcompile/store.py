@@ -41,7 +41,8 @@ from swcompile.plan import ALTERED, Plan
 FORMAT = "swcompile-model"
 VERSION = 1
 PLAN, WEIGHTS, MANIFEST = "plan.json", "weights.safetensors", "manifest.json"
-OURS = (PLAN, WEIGHTS, MANIFEST, "ledger.json", "report.html", "model.py", "source", "__pycache__")
+REPORT, PLOTS = "report.html", "plots"
+OURS = (PLAN, WEIGHTS, MANIFEST, "ledger.json", REPORT, PLOTS, "model.py", "source", "__pycache__")
 """What `swcompile transform` and `save` write (and Python beside them): all that `force` may replace."""
 
 MAX_MANIFEST_BYTES = 16 << 20
@@ -104,7 +105,7 @@ def _write_files(fresh: Path, plan: Plan, state: Mapping[str, Any], shapes: tupl
     manifest = {
         "format": FORMAT,
         "version": VERSION,
-        "swcompile": _version(),
+        "swcompile": version(),
         "torch": torch.__version__.split("+")[0],
         "model": model,
         "seed": plan.options.seed,
@@ -115,11 +116,37 @@ def _write_files(fresh: Path, plan: Plan, state: Mapping[str, Any], shapes: tupl
     (fresh / MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n", encoding="utf-8", newline="\n")
 
 
-def _version() -> str:
+def version() -> str:
+    """Return the version of swcompile that runs, "0" in a checkout that is not installed."""
     try:
         return metadata.version("swcompile")
-    except metadata.PackageNotFoundError:  # run from a checkout that is not installed
+    except metadata.PackageNotFoundError:
         return "0"
+
+
+def write_files(path: str | Path, page: bytes, plots: Mapping[str, bytes]) -> None:
+    """Write a report, and its plots into a folder `plots` beside it. Each file is replaced whole or not at all.
+
+    Raises SwnetError where a file cannot be written.
+    """
+    if not isinstance(path, str | Path) or not str(path) or "\0" in str(path):
+        raise SwnetError(f"{path!r} was given as the file to write, and is no name of one. Name one, such as 'report.html'.")
+    file = Path(path)
+    files = {file: page, **{file.parent / PLOTS / name: content for name, content in plots.items()}}
+    part = file
+    try:
+        if plots:
+            (file.parent / PLOTS).mkdir(exist_ok=True)
+        for target, content in files.items():
+            part = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
+            part.write_bytes(content)
+            part.replace(target)
+    except OSError as error:
+        raise SwnetError(f"The report {path} cannot be written: {error.strerror or error}. Choose another place.") from error
+    finally:
+        if part != file:
+            with contextlib.suppress(OSError), _undisturbed():
+                part.unlink(missing_ok=True)
 
 
 def _unshare(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, str]]:

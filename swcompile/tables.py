@@ -34,6 +34,8 @@ FIGURES: Mapping[str, str] = {
     "L": "path length (L)",
     "S": "small-worldness (S)",
     "unreachable": "pairs without a path",
+    "in_degree": "links into a channel, mean",
+    "out_degree": "links out of a channel, mean",
     "mean_path": "mean path, input to output",
     "effective_depth": "effective depth",
     "peak_bytes": "feature maps at once, bytes",
@@ -58,11 +60,22 @@ def ledger(before: Mapping[str, object], after: Mapping[str, object], notes: Ite
     path length (L)        2     1.5   -25.0%
     """
     table = _table("", "before >", "after >", "change >")
+    for row in ledger_rows(before, after):
+        table.add_row(*row)
+    return Group(table, *map(Text, verdict(after.get("S"))), *_reasons(notes))
+
+
+def ledger_rows(before: Mapping[str, object], after: Mapping[str, object]) -> Iterator[tuple[str, str, str, str]]:
+    """Yield each figure that is worth a row: its name in words, its value before and after, and the change."""
     for name, words in FIGURES.items():
-        old, new = None if name in ONLY_AFTER else before.get(name), after.get(name)
+        old, new = (_number(side.get(name)) for side in ({} if name in ONLY_AFTER else before, after))
         if _worth_a_row(name, before, after):
-            table.add_row(words, _figure(old), _figure(new), _change(old, new))
-    return Group(table, *_verdict(after.get("S")), *_reasons(notes))
+            yield words, figure(old), figure(new), _change(old, new)
+
+
+def _number(value: object) -> object:
+    """Return the mean of degrees, any other figure as it is."""
+    return value.get("mean") if isinstance(value, Mapping) else value
 
 
 def _worth_a_row(name: str, before: Mapping[str, object], after: Mapping[str, object]) -> bool:
@@ -74,9 +87,21 @@ def _worth_a_row(name: str, before: Mapping[str, object], after: Mapping[str, ob
     return before.get(name) is not None or after.get(name) is not None
 
 
-def _verdict(small_worldness: object) -> Iterator[Text]:
+def verdict(small_worldness: object) -> Iterator[str]:
+    """Say so where a network is no small world."""
     if isinstance(small_worldness, float) and small_worldness < 1:
-        yield Text("S is below 1: not a small world by the paper's measure (p='boundary' asks for one).")
+        yield "S is below 1: not a small world by the paper's measure (p='boundary' asks for one)."
+
+
+def stages(rows: Iterable[tuple[str, int, float, float, float, float, float]]) -> RenderableType:
+    """Show by the size of maps what layers read: layers, channels that stayed, came and went, and the mean distance from the input.
+
+    A channel that a mask leaves to some of a layer's outputs counts by their share.
+    """
+    table = _table("reads", "layers >", "kept >", "came in >", "no longer read >", "from input >", "after >")
+    for size, count, *figures in rows:
+        table.add_row(Text(size), str(count), *(figure(round(channels)) for channels in figures[:3]), *map(figure, figures[3:]))
+    return table
 
 
 def sweep(rows: Iterable[tuple[float, float, float, float]], chosen: float, rule: str) -> RenderableType:
@@ -85,8 +110,8 @@ def sweep(rows: Iterable[tuple[float, float, float, float]], chosen: float, rule
     points = sorted(rows)
     nearest = min((abs(row[0] - chosen) for row in points), default=0.0)
     for row in points:
-        mark = f"<- {rule}: {_figure(chosen)}" if abs(row[0] - chosen) == nearest else ""
-        table.add_row(*map(_figure, row), Text(mark))
+        mark = f"<- {rule}: {figure(chosen)}" if abs(row[0] - chosen) == nearest else ""
+        table.add_row(*map(figure, row), Text(mark))
     return table
 
 
@@ -221,7 +246,8 @@ def _makes(layer: Layer) -> str:
     return " ".join(filter(None, (str(layer.out_channels), kernel, f"/{layer.groups}" if layer.groups > 1 else "")))
 
 
-def _figure(value: object) -> str:
+def figure(value: object) -> str:
+    """Return a figure in words: four digits of a share, all of a count, "-" where it has no value."""
     if isinstance(value, float) and not (value.is_integer() and abs(value) < 1e15):
         return f"{value:.4g}" if math.isfinite(value) else "-"
     if isinstance(value, int | float):
@@ -234,7 +260,7 @@ def _change(old: object, new: object) -> str:
         return ""
     if old == new:
         return ""
-    return f"{100 * (new - old) / abs(old):+.1f}%" if old else f"{'+' if new > 0 else ''}{_figure(new)}"
+    return f"{100 * (new - old) / abs(old):+.1f}%" if old else f"{'+' if new > 0 else ''}{figure(new)}"
 
 
 def _percent(part: int, whole: int) -> str:

@@ -55,7 +55,7 @@ def conv(inputs, outputs):
 
 STEM_ONLY = "from torch import nn\nmodel = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU())\n"
 
-WRITTEN = {"ledger.json", "manifest.json", "model.py", "plan.json", "weights.safetensors",
+WRITTEN = {"ledger.json", "manifest.json", "model.py", "plan.json", "report.html", "weights.safetensors",
            "source", "source/net.py", "source/net_blocks.py"}  # fmt: skip
 
 SHAPE = ("--input", "1x3x16x16")
@@ -406,7 +406,7 @@ def test_the_defaults_are_those_of_the_python_interface(command):
     function = swnet.transform if command is cli.transform else swnet.analyze
     wanted = {name: parameter.default for name, parameter in inspect.signature(function).parameters.items()}
     found = {option.name: option.default for option in command.params if isinstance(option, Option)}
-    own = {"entry", "inputs", "out", "force", "plan_file", "as_json", "quiet"}
+    own = {"entry", "inputs", "out", "force", "plan_file", "report_file", "plots", "as_json", "quiet"}
     in_python_only = {cli.transform: {"calibrate", "batches", "loss_fn", "lower"}, cli.check: {"points"}}.get(command, set())
     assert wanted.keys() - found.keys() == {"model", "example_inputs"} | in_python_only
     for name in found.keys() - own:

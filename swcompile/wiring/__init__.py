@@ -12,7 +12,7 @@ from swcompile.wiring.policy import Curve, choose_p, explain, resolve, sweep
 from swcompile.wiring.score import NO_SCORES, Scores
 from swcompile.wiring.tile import wire_tile
 
-__all__ = ["Curve", "choose_p", "explain", "resolve", "sweep", "wire", "wire_block", "wire_kernel", "wire_tile"]
+__all__ = ["Curve", "choose_p", "decide", "explain", "resolve", "sweep", "wire", "wire_block", "wire_kernel", "wire_tile"]
 
 
 def wire(graph: LayerGraph, options: Options, scores: Scores = NO_SCORES) -> Plan:
@@ -30,15 +30,20 @@ def wire(graph: LayerGraph, options: Options, scores: Scores = NO_SCORES) -> Pla
     wiring block, p = 0.25 (asked: 0.25), density 1, seed 0: 4 of 16 blocks moved (p = 0.2500)
     ...
     """
+    return decide(graph, options, scores)[0]
+
+
+def decide(graph: LayerGraph, options: Options, scores: Scores = NO_SCORES) -> tuple[Plan, Curve | None]:
+    """Return the plan, as `wire` does, and the curve over p that a policy chose by, None where it took none."""
     numbered, curve = resolve(graph, options, scores)
     if options.wiring == "block":
         plan = wire_block(graph, numbered, scores)
     else:
         plan = wire_tile(graph, numbered) if options.wiring == "tile" else wire_kernel(graph, numbered)
     if not isinstance(options.p, str):
-        return plan
+        return plan, None
     why = _TRAINED if curve is None else explain(curve, options.p)
-    return replace(plan, requested_p=options.p, notes=(*plan.notes, Note("*", why)))
+    return replace(plan, requested_p=options.p, notes=(*plan.notes, Note("*", why))), curve
 
 
 _TRAINED = "p='auto' chose 0: the weights of a trained model would mean nothing to other maps"

@@ -1,0 +1,56 @@
+"""The report: one HTML page of a network before and after, and its figures as PNG and SVG.
+
+    facts.py, links.py, profiles.py    from a layer graph, a plan and figures to plain data: no torch, no matplotlib
+    network.py ... degrees.py          one figure each, drawn by matplotlib
+    style.py                           their colours, and how they become SVG, PNG or a part of the page
+    layout.py, page.html, .css, .js    the page
+
+matplotlib's SVG and not a plotting library that runs in the browser: the page needs no library inside (plotly's takes 4.5 MB), its
+figures are the very drawings of the PNG and SVG files, it prints as vectors, and its colours follow the reader's.
+Drawing needs the extra `report`; what is imported here does not.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from typing import Any
+
+from swcompile.errors import SwnetError
+from swcompile.report.facts import Facts
+
+NEEDS = ("matplotlib", "jinja2")
+INSTALL = "pip install 'swcompile[report]'"
+
+
+def missing() -> str | None:
+    """Return the package that a report needs and that is not installed, None where all are."""
+    return next((name for name in NEEDS if importlib.util.find_spec(name) is None), None)
+
+
+def absent() -> str:
+    """Say in a sentence what is not installed, and how to get it."""
+    return f"a report is drawn by {missing()}, which is not installed. Install it: {INSTALL}."
+
+
+def require() -> None:
+    """Raise SwnetError where what draws a report is not installed."""
+    if missing() is not None:
+        raise SwnetError(f"There is no report: {absent()}")
+
+
+def page(facts: Facts) -> str:
+    """Return the report as one HTML page. Raises SwnetError where what draws it is not installed."""
+    made: str = _drawing().page(facts)
+    return made
+
+
+def plots(facts: Facts) -> dict[str, bytes]:
+    """Return the figures of the report as files by their names, each as SVG and as PNG. Raises SwnetError as `page` does."""
+    return dict(_drawing().plots(facts))
+
+
+def _drawing() -> Any:
+    """Import what draws: half a second that `import swnet` does not take."""
+    require()
+    return importlib.import_module("swcompile.report.layout")

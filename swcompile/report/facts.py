@@ -1,0 +1,266 @@
+"""What a report says, as plain data: from a layer graph, a plan and the figures of both sides. Needs no torch and no weights."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import sysconfig
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from swcompile.graph import Feature, Layer, LayerGraph
+from swcompile.metrics import Figures, measure
+from swcompile.plan import Note, Plan
+from swcompile.report.links import Link, Shortcut, links, shortcuts, stops
+from swcompile.report.profiles import Profile, planned, profile
+from swcompile.wiring import Curve
+
+Figured = Mapping[str, object]
+"""The figures of one side by name, as a ledger has them."""
+
+NO_SIZE = "vectors"
+"""The stage of layers that read no map."""
+
+
+@dataclass(frozen=True)
+class Stop:
+    """An input or a layer (swcompile.report.links), and what a reader wants to know of it.
+
+    `stage` is the number of its stage, `reads` and `makes` are channels, `size` the height and width (or tokens) that it reads.
+    """
+
+    name: str
+    kind: str
+    stage: int
+    reads: int
+    makes: int
+    size: str
+    kernel: str = ""
+    groups: int = 1
+    weights: int = 0
+    macs: int = 0
+    where: str = ""
+    refused: str = ""
+
+
+@dataclass(frozen=True)
+class Sides:
+    """The network before, and after where a plan changes it: its figures, and what its channels are like."""
+
+    before: Figured
+    before_profile: Profile
+    after: Figured | None = None
+    after_profile: Profile | None = None
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """The curve over p with the p that was taken, by a rule or as asked; None where there is none, and `why` says why."""
+
+    p: float
+    requested: float | str
+    curve: Curve | None = None
+    why: str = ""
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What repeats the result: the command or call, example inputs, versions by name, and the plan's digest."""
+
+    command: str
+    inputs: tuple[str, ...]
+    versions: tuple[tuple[str, str], ...]
+    seed: int = 0
+    digest: str = ""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """All that a report shows. `stages` are the sizes of what layers read, in the order in which they come up.
+
+    `foreseen` says that nothing was rewired yet. `notes` pairs layers with reasons ("*": the whole network); `remarks` are
+    sentences about the whole.
+    """
+
+    model: str
+    stops: tuple[Stop, ...]
+    stages: tuple[str, ...]
+    links: tuple[Link, ...]
+    shortcuts: tuple[Shortcut, ...]
+    sides: Sides
+    sweep: Sweep
+    provenance: Provenance
+    notes: tuple[tuple[str, str], ...] = ()
+    remarks: tuple[str, ...] = ()
+    foreseen: bool = False
+
+    @property
+    def changed(self) -> bool:
+        """Whether any link comes or goes."""
+        return any(link.came or link.gone for link in self.links)
+
+
+def by_stage(facts: Facts) -> Iterator[tuple[str, int, float, float, float, float, float]]:
+    """Yield for each stage its layers, the channels they keep, read anew and read no longer, and how far they are from the input.
+
+    The distance, a mean over layers, comes twice, before and after; layers that no path leads to are left out of it.
+    """
+    profiles = facts.sides.before_profile, facts.sides.after_profile or facts.sides.before_profile
+    for number, stage in enumerate(facts.stages):
+        places = {place for place, stop in enumerate(facts.stops) if stop.stage == number and stop.kind != "input"}
+        if not places:
+            continue
+        read = [link for link in facts.links if link.reader in places]
+        channels = (sum(getattr(link, side) for link in read) for side in ("kept", "came", "gone"))
+        away = (_mean([one.distance[place] for place in sorted(places)]) for one in profiles)
+        yield (stage, len(places), *channels, *away)
+
+
+def _mean(values: Sequence[float]) -> float:
+    known = [value for value in values if math.isfinite(value)]
+    return sum(known) / len(known) if known else math.nan
+
+
+def gather(
+    model: str,
+    graph: LayerGraph,
+    plan: Plan | None,
+    sides: tuple[Figured, Figured | None],
+    sweep: Sweep,
+    provenance: Provenance,
+    *,
+    notes: Iterable[tuple[str, str]] = (),
+    remarks: Iterable[str] = (),
+    foreseen: bool = False,
+) -> Facts:
+    """Return the facts of a network under a plan (none: as it stands); `sides` are its figures before and after."""
+    reasons = tuple(dict.fromkeys((name, local(reason)) for name, reason in notes))
+    rows, stages = _stops(graph, _joined(reasons))
+    after = None if plan is None else profile(planned(graph, plan))
+    return Facts(
+        model=model,
+        stops=rows,
+        stages=stages,
+        links=links(graph, plan),
+        shortcuts=shortcuts(graph, plan),
+        sides=Sides(sides[0], profile(planned(graph, None)), sides[1], after),
+        sweep=sweep,
+        provenance=provenance,
+        notes=reasons,
+        remarks=tuple(map(local, remarks)),
+        foreseen=foreseen,
+    )
+
+
+def _joined(reasons: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """Return all reasons of each layer as one text."""
+    found: dict[str, str] = {}
+    for name, reason in reasons:
+        found[name] = f"{found[name]}; {reason}" if name in found else reason
+    return found
+
+
+def foresee(graph: LayerGraph, plan: Plan, before: Figures) -> tuple[Figured, Figured]:
+    """Return the figures of a network before and after a plan that nobody has carried out: counts as the plan promises them."""
+    promised = plan.promise
+    after = measure(planned(graph, plan))
+    first = {"params": graph.params, "macs": graph.macs, "links": sum(layer.links for layer in graph.layers)}
+    second = {
+        "params": graph.params + promised.params,
+        "macs": graph.macs + promised.macs,
+        "links": _links_left(graph, plan),
+        "p_requested": plan.requested_p,
+        "p_achieved": promised.p,
+    }
+    return first | before.as_dict(), second | after.as_dict()
+
+
+def _links_left(graph: LayerGraph, plan: Plan) -> int:
+    """Return how many links, pairs of an input and an output channel, a plan leaves."""
+    at = stops(graph)
+    wirings = {wiring.layer: wiring for wiring in plan.layers}
+    outputs = {
+        int(at[layer.producer]): (wirings[layer.name].out(layer) if layer.name in wirings else layer.out_channels) // layer.groups
+        for layer in graph.layers
+    }
+    return round(sum(link.after * max(outputs[link.reader], 1) for link in links(graph, plan)))
+
+
+def _stops(graph: LayerGraph, reasons: Mapping[str, str]) -> tuple[tuple[Stop, ...], tuple[str, ...]]:
+    """Return the stops in order, and the names of their stages."""
+    layers = {layer.producer: layer for layer in graph.layers}
+    stages: dict[str, int] = {}
+    made: list[Stop] = []
+    for index, producer in enumerate(graph.producers):
+        layer = layers.get(index)
+        if layer is not None:
+            size = _size(graph.feature_by_name[layer.feature])
+            made.append(_stop(layer, size, stages.setdefault(size, len(stages)), reasons.get(layer.name, "")))
+        elif producer.kind == "input":
+            size = _input_size(graph, index)
+            made.append(Stop(producer.name, "input", stages.setdefault(size, len(stages)), 0, producer.channels, size))
+    return tuple(made), tuple(stages)
+
+
+def _stop(layer: Layer, size: str, stage: int, refused: str) -> Stop:
+    weights = layer.links * layer.kernel_area
+    return Stop(
+        name=layer.name,
+        kind=layer.kind,
+        stage=stage,
+        reads=layer.in_channels,
+        makes=layer.out_channels,
+        size=size,
+        kernel="x".join(map(str, layer.kernel_size)),
+        groups=layer.groups,
+        weights=weights,
+        macs=weights * layer.positions,
+        where=local_file(layer.where),
+        refused=refused,
+    )
+
+
+def _input_size(graph: LayerGraph, index: int) -> str:
+    """Return the size of an input: that of the first feature that holds it."""
+    held = (feature for feature in graph.features if any(run.producer == index for run in feature.runs))
+    return next(map(_size, held), NO_SIZE)
+
+
+def _size(feature: Feature) -> str:
+    sizes = "x".join(map(str, feature.spatial))
+    return sizes if feature.is_map else f"{sizes} tokens" if sizes else NO_SIZE
+
+
+# Names of files: as a user types them, and no folder of this machine
+
+
+def local_file(where: str) -> str:
+    """Return file:line from the working directory or the installed package on, else without its folders.
+
+    >>> local_file("/somewhere/else/net.py:12")
+    'net.py:12'
+    """
+    for folder in _folders():
+        if where.startswith(folder):
+            return where.removeprefix(folder)
+    return Path(where).name
+
+
+def local(text: str) -> str:
+    """Return a sentence with the file names in it made local, as `local_file` does."""
+    return re.sub(r"/[^\s():]+(?=:\d)", lambda found: local_file(found[0]), text)
+
+
+def _folders() -> Sequence[str]:
+    try:
+        here = [os.getcwd()]
+    except OSError:  # it has been removed
+        here = []
+    return [folder + os.sep for folder in (*here, sysconfig.get_path("purelib"), sysconfig.get_path("platlib"))]
+
+
+def note_pairs(notes: Iterable[Note]) -> list[tuple[str, str]]:
+    """Return notes as pairs of a layer and a reason."""
+    return [(note.layer, note.reason) for note in notes]
