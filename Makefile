@@ -1,4 +1,4 @@
-# make demo    rewire a ResNet, train it beside the original on real images, print what came out
+# make demo    rewire a ResNet, train it beside the original on real images, print what came out, and where its page lies
 # make test    the tests
 # make docs    build the guide and the reference into out/docs; any warning is an error
 # make lint    ruff and mypy

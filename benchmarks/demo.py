@@ -124,6 +124,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             for name, model in (("original", seeded(build_model, 0)), ("rewired", rewired))
         )
     console.print(closing_table(swnet.ledger(rewired), original, small_world, options.steps))
+    page = options.folder / "report.html"
+    if page.exists():
+        console.print(f"The network before and after, for a browser: {page}", markup=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """ResNet-18 with the 3x3 stem that is usual for 32x32 images.
 
-swcompile transform examples/resnet18.py --out out/ --p 0.3
+swcompile transform examples/resnet18.py --out out/ --p 0.3   # then open out/report.html
 """
 
 import torch

@@ -1,6 +1,6 @@
 """ResNet-20 for CIFAR, as its authors describe it: three groups of six 3x3 convolutions, 16 to 64 channels wide.
 
-swcompile transform examples/resnet20.py --out out/
+swcompile transform examples/resnet20.py --out out/   # then open out/report.html
 """
 
 import torch

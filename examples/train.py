@@ -44,6 +44,7 @@ def main(steps: int = 60) -> None:
     rewired = swnet.transform(model, images[:2], p=0.3)  # the new line
     print(f"rewired   loss after {steps} steps: {train(rewired, images, labels, steps):.4f}")
     print(f"original  loss after {steps} steps: {train(model, images, labels, steps):.4f}")
+    print("To see it in a browser: swnet.report(rewired, 'report.html')")
 
 
 if __name__ == "__main__":

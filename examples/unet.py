@@ -1,6 +1,6 @@
 """A small U-Net: skips by concatenation, upsampling, and features of several resolutions for the taps to choose from.
 
-swcompile transform examples/unet.py --out out/ --input 1x1x64x64
+swcompile transform examples/unet.py --out out/ --input 1x1x64x64   # then open out/report.html
 """
 
 import torch

@@ -13,7 +13,6 @@ import json
 import logging
 import math
 import os
-import shlex
 import signal
 import sys
 import threading
@@ -50,9 +49,6 @@ Exit codes:
   3    nothing can be rewired: the reason for each layer is printed
   130  interrupted (143: terminated): nothing is left half-written
 """
-
-PRINTING = ("as_json", "quiet", "force", "plots", "report_file")
-"""The options that change nothing in what comes out."""
 
 BUG_REPORT = "This is a bug of swcompile, not of your model. Please report it with the lines above and, if you can, the model file."
 
@@ -331,7 +327,6 @@ def transform(
     with _working(5, quiet=quiet) as begin:
         _import_torch(begin)
         from swcompile import api, plan, report, store, tables
-        from swcompile.report.facts import by_stage
 
         if plots:
             report.require()
@@ -344,7 +339,7 @@ def transform(
         if not api.ledger(rewired).changed:
             raise NothingToDoError(_unchanged(found.entry_name, api.ledger(rewired).notes))
         begin("reporting")
-        seen = api.facts(rewired, _command())
+        seen = api.facts(rewired, report.command(click.get_current_context()))
         pages = _pages(seen, plots=plots)
         begin(f"writing {out}")
         figures = api.ledger(rewired).as_dict()
@@ -357,7 +352,7 @@ def transform(
         tables.ledger(figures["before"], figures["after"], notes),
         *([] if api.ledger(rewired).certificate is None else [str(api.ledger(rewired).certificate)]),
         "",
-        tables.stages(by_stage(seen)),
+        tables.stages(report.by_stage(seen)),
         "",
         f"Written to {out}: model.py there has a build_model() that gives the rewired model.",
         f"See {page} in a browser." if pages else f"{store.REPORT} was left out: {report.absent()}",
@@ -373,34 +368,6 @@ def _pages(seen: Facts, *, plots: bool) -> dict[str, bytes]:
         return {}
     pictures = {f"{store.PLOTS}/{name}": content for name, content in report.plots(seen).items()} if plots else {}
     return {store.REPORT: report.page(seen).encode(), **pictures}
-
-
-def _command() -> str:
-    """Return the command line that is running, with the seed, and without what only says how to print and where files lie."""
-    context = click.get_current_context()
-    words = ["swcompile", str(context.info_name)]
-    for parameter in context.command.params:
-        name, value = str(parameter.name), context.params.get(str(parameter.name))
-        given = context.get_parameter_source(name) is ParameterSource.COMMANDLINE
-        if isinstance(parameter, click.Argument):
-            words.append(_here(str(value)))
-        elif name == "seed" or (given and name not in PRINTING):
-            words += _words(parameter.opts[0], value)
-    return shlex.join(words)
-
-
-def _words(option: str, value: Any) -> list[str]:
-    """Return an option as it is typed: a flag alone, one that repeats as often as it was given."""
-    if isinstance(value, bool):
-        return [option] if value else []
-    texts = value if isinstance(value, list | tuple) else [value]
-    said = ("=".join(map(str, text)) if isinstance(text, tuple) else _here(str(text)) for text in texts)
-    return [word for text in said for word in (option, text)]
-
-
-def _here(path: str) -> str:
-    """Return a file as it was typed, one with all its folders by its name alone: a report is handed on, and names no machine."""
-    return os.path.basename(path) if os.path.isabs(path) else path
 
 
 def _unchanged(name: str, notes: Sequence[Any]) -> str:
@@ -517,7 +484,7 @@ def _require_report() -> None:
 def _report(analysis: Analysis, file: str, *, plots: bool) -> None:
     from swcompile import api, report, store
 
-    seen = api.facts(analysis, _command())
+    seen = api.facts(analysis, report.command(click.get_current_context()))
     store.write_files(file, report.page(seen).encode(), report.plots(seen) if plots else {})
 
 

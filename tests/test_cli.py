@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import html
 import inspect
 import json
 import os
 import random
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -357,6 +359,108 @@ def test_nothing_to_rewire_is_3_with_the_reasons(swcompile, project):
         assert "Traceback" not in result.err
     assert "0: " in result.err  # transform names the layer and its reason
     assert not (project / "out").exists()
+
+
+# The report
+
+
+def command_in(page: Path) -> list[str]:
+    """Return the command that a page says repeats it, as words."""
+    found = re.search(r'<pre id="command"[^>]*>(.*?)</pre>', page.read_text(encoding="utf-8"), re.DOTALL)
+    assert found
+    return shlex.split(html.unescape(found[1]))
+
+
+def test_the_report_says_the_very_command_that_repeats_it(swcompile, project):
+    asked = ("--p", "0.5", "--keep", "body.2*=0.5", "--keep", "body.3*=0.75", "--head")
+    result = swcompile("transform", "net.py", *SHAPE, *asked, "--quiet")
+    assert result == Result(0, "", "")
+    words = command_in(project / "out" / "report.html")
+    assert words == ["swcompile", "transform", "net.py", *SHAPE, *asked[:6], "--seed", "0", "--head"]
+    assert swcompile(*words[1:], "--out", "again").code == 0
+    assert (project / "again" / "plan.json").read_bytes() == (project / "out" / "plan.json").read_bytes()
+
+
+def test_a_command_names_no_folder_of_this_machine(swcompile, project):
+    assert swcompile("transform", str(project / "net.py"), *SHAPE, "--seed", "3", "--out", str(project / "there")).code == 0
+    page = project / "there" / "report.html"
+    assert command_in(page) == ["swcompile", "transform", "net.py", *SHAPE, "--out", "there", "--seed", "3"]
+    assert str(project) not in page.read_text(encoding="utf-8")
+
+
+def test_a_plan_is_repeated_by_naming_it(swcompile, project):
+    assert swcompile("transform", "net.py", *SHAPE, "--p", "0.5").code == 0
+    assert swcompile("transform", "net.py", *SHAPE, "--plan", "out/plan.json", "--out", "again").code == 0
+    words = command_in(project / "again" / "report.html")
+    assert words == ["swcompile", "transform", "net.py", *SHAPE, "--out", "again", "--plan", "out/plan.json"]
+
+
+def test_transform_names_the_report_and_shows_stages(swcompile):
+    result = swcompile("transform", "net.py", *SHAPE, "--p", "0.5")
+    assert result.out.endswith("See out/report.html in a browser.\n")
+    row = next(line.split() for line in result.out.splitlines() if line.startswith("16x16"))
+    layers, kept, came, gone = (int(word.replace(",", "")) for word in row[1:5])
+    assert (layers, kept + gone) == (7, 3 + 6 * 16)
+    assert came == gone > 0
+
+
+def test_plots_are_files_of_the_folder_which_is_replaced_with_them(swcompile, project):
+    for _ in range(2):
+        assert swcompile("transform", "net.py", *SHAPE, "--plots", "--force").code == 0
+    found = listing(project / "out") - WRITTEN
+    figures = ("network", "curve", "matrix", "paths", "degrees")
+    assert found == {"plots", *(f"plots/{name}.{kind}" for name in figures for kind in ("png", "svg"))}
+
+
+def test_without_matplotlib_all_but_the_report_is_written(swcompile, project, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    result = swcompile("transform", "net.py", *SHAPE)
+    assert (result.code, listing(project / "out")) == (0, WRITTEN - {"report.html"})
+    said = " ".join(result.out.split())
+    why = "a report is drawn by matplotlib, which is not installed. Install it: pip install 'swcompile[report]'."
+    assert said.endswith(f"report.html was left out: {why}")
+    for arguments in (("transform", "net.py", "--plots", "--out", "other"), ("analyze", "net.py", "--report", "page.html")):
+        result = swcompile(*arguments)
+        assert (result.code, result.out) == (2, "")
+        assert "There is no report: a report is drawn by matplotlib" in result.err
+    assert json.loads(swcompile("transform", "net.py", *SHAPE, "--out", "third", "--json").out)["report"] is None
+
+
+def test_analyze_writes_the_report_that_was_asked_for_and_nothing_else(swcompile, project):
+    before = listing(project)
+    (project / "page.html").write_text("an older one")
+    result = swcompile("analyze", "net.py", *SHAPE, "--p", "boundary", "--points", "5", "--report", "page.html", "--plots")
+    assert result.code == 0, result.err
+    assert result.out.endswith("See page.html in a browser.\n")
+    assert {name for name in listing(project) - before if not name.startswith("plots")} == {"page.html"}
+    assert len(listing(project / "plots")) == 10
+    words = command_in(project / "page.html")
+    assert words == [
+        "swcompile",
+        "analyze",
+        "net.py",
+        *SHAPE,
+        "--p",
+        "boundary",
+        "--seed",
+        "0",
+        "--points",
+        "5",
+        "--report",
+        "page.html",
+    ]
+
+
+def test_plots_of_an_analysis_need_a_report_to_lie_beside(swcompile):
+    result = swcompile("analyze", "net.py", *SHAPE, "--plots")
+    assert (result.code, result.out) == (2, "")
+    assert "say where that goes, --report FILE" in result.err
+
+
+def test_a_report_that_cannot_be_written_is_2(swcompile):
+    result = swcompile("analyze", "net.py", *SHAPE, "--points", "2", "--report", "nowhere/page.html")
+    assert (result.code, result.out) == (2, "")
+    assert "cannot be written: No such file or directory. Choose another place." in result.err
 
 
 # Exit codes, help, and endings

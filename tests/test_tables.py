@@ -43,6 +43,24 @@ def test_the_ledger_knows_numbers_words_and_what_is_missing():
     ]
 
 
+def test_of_degrees_the_mean_is_shown():
+    degrees = [{"least": 0, "mean": mean, "greatest": 9} for mean in (4.0, 5.0)]
+    assert shown(tables.ledger({"in_degree": degrees[0]}, {"in_degree": degrees[1]})).splitlines()[-1].split()[-3:] == [
+        "4",
+        "5",
+        "+25.0%",
+    ]
+
+
+def test_stages_have_a_row_each():
+    lines = shown(tables.stages([("16x16", 3, 40.0, 7.6, 8.0, 2.25, 1.5), ("vectors", 1, 64.0, 0.0, 0.0, 4.0, float("nan"))]))
+    assert [line.split() for line in lines.splitlines()[2:]] == [
+        ["16x16", "3", "40", "8", "8", "2.25", "1.5"],
+        ["vectors", "1", "64", "0", "0", "4", "-"],
+    ]
+    assert max(map(len, lines.splitlines())) <= 80
+
+
 def test_masked_weights_have_a_row_of_their_own():
     assert "stored, masked ones too" in shown(tables.ledger({"params": 5, "stored_params": 5}, {"params": 5, "stored_params": 9}))
 

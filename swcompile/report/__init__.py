@@ -1,6 +1,7 @@
 """The report: one HTML page of a network before and after, and its figures as PNG and SVG.
 
     facts.py, links.py, profiles.py    from a layer graph, a plan and figures to plain data: no torch, no matplotlib
+    repeat.py                          the call or the command that gives the same again
     network.py ... degrees.py          one figure each, drawn by matplotlib
     style.py                           their colours, and how they become SVG, PNG or a part of the page
     layout.py, page.html, .css, .js    the page
@@ -17,7 +18,10 @@ import importlib.util
 from typing import Any
 
 from swcompile.errors import SwnetError
-from swcompile.report.facts import Facts
+from swcompile.report.facts import Facts, by_stage
+from swcompile.report.repeat import command
+
+__all__ = ["Facts", "absent", "by_stage", "command", "missing", "page", "plots", "require"]
 
 NEEDS = ("matplotlib", "jinja2")
 INSTALL = "pip install 'swcompile[report]'"

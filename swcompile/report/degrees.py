@@ -17,7 +17,10 @@ BINS = 30
 
 def draw(facts: Facts) -> Drawing:
     """Draw the shares of channels by the number of channels that they read, and by the number that read them."""
-    about = "Channels by the number of links into them and out of them. A channel that nothing reads has 0 out of it."
+    about = (
+        "Channels by the number of links into them and out of them; one that nothing reads has 0 out of it. A channel that is added "
+        "twice into one sum counts twice here, and once in the ledger."
+    )
     with styled():
         drawing = Drawing("degrees", "Degrees", about, Figure(figsize=(12, 2.9)))
         for place, (side, words) in enumerate((("inward", "links into a channel"), ("outward", "links out of a channel"))):

@@ -31,8 +31,8 @@ MOST_STAGES = 9
 LONGEST_NAME = 26
 UNIT, LEAST = 2.2, 0.16
 """Inches that an arc over all layers is high, and the least share of that which a panel has above its line."""
-TOP, BETWEEN, BOTTOM = 0.55, 0.42, 1.35
-"""Inches for the legend, between panels and for the title of each, and for names."""
+TOP, BETWEEN, LETTER = 0.5, 0.4, 0.05
+"""Inches for the legend, between panels for the title of each, and for a letter of the names beneath."""
 DEPTH = 0.6
 """How deep arcs below the line are, where those above it are 1 high."""
 
@@ -40,7 +40,8 @@ DEPTH = 0.6
 def draw(facts: Facts, *, all_names: bool = False) -> Drawing:
     """Draw the network before and, where a plan changes it, after. `all_names` writes every name, for a page that can zoom."""
     panels = {panel: _reach(facts, panel) for panel in (("before", "after") if facts.changed else ("before",))}
-    tall = TOP + BOTTOM + sum(BETWEEN + UNIT * (above + below) for above, below in panels.values())
+    beneath = 0.2 + LETTER * max((len(named(stop.name)) for stop in facts.stops), default=0)
+    tall = TOP + beneath + sum(BETWEEN + UNIT * (above + below) for above, below in panels.values())
     with styled():
         drawing = Drawing("network", "The network", _about(facts), Figure(figsize=(13, tall)))
         drawn, place = widest(facts.links), TOP

@@ -80,7 +80,7 @@ function choose(index) {
     rect.setAttribute("width", width);
     rect.setAttribute("visibility", index >= 0 ? "visible" : "hidden");
   }
-  names.forEach((element, place) => element.classList.toggle("fine", place % every !== 0 && place !== index));
+  showNames();
   details.textContent = index >= 0 ? about(index) : "No layer is chosen.";
 }
 
@@ -166,7 +166,22 @@ function setZoom(wanted) {
   document.getElementById("zoom").textContent = `${Math.round(zoom * 100)}%`;
   picture.scrollLeft = middle * svg.clientWidth - picture.clientWidth / 2;
   every = Math.ceil(8 / (panels.before.step * zoom));
-  names.forEach((element, place) => element.classList.toggle("fine", place % every !== 0 && place !== chosen));
+  showNames();
+  inMiddle();
+}
+
+// As many names as fit, and that of the chosen layer instead of its neighbours'.
+function showNames() {
+  names.forEach((element, place) => {
+    const near = chosen >= 0 && Math.abs(place - chosen) < every;
+    element.classList.toggle("fine", place !== chosen && (near || place % every !== 0));
+  });
+}
+
+// The lower panel is the one to look at: it stays in the middle, however tall the picture has become.
+function inMiddle() {
+  const panel = panels.after || panels.before;
+  picture.scrollTop = (panel.top + panel.bottom) / 2 / box.height * svg.clientHeight - picture.clientHeight / 2;
 }
 
 const ZOOMS = { in: () => setZoom(zoom * 1.5), out: () => setZoom(zoom / 1.5), all: () => setZoom(1) };

@@ -1,11 +1,20 @@
-"""The call that gives the same result again."""
+"""The call, or the command line, that gives the same result again."""
 
 from __future__ import annotations
 
 import dataclasses
+import os
+import shlex
 from collections.abc import Sequence
+from typing import Any
+
+import click
+from click.core import ParameterSource
 
 from swcompile.plan import Options, Plan
+
+PRINTING = ("as_json", "quiet", "force", "plots")
+"""The options of a command line that change nothing in what comes out."""
 
 
 def call(plan: Plan, inputs: str, given: Sequence[str] = ()) -> str:
@@ -27,3 +36,33 @@ def call(plan: Plan, inputs: str, given: Sequence[str] = ()) -> str:
     ]
     leaves = [f"leaf_modules={list(plan.leaves)!r}"] if plan.leaves else []
     return f"swnet.transform({', '.join(['model', inputs, *options, *leaves, *(f'{name}={name}' for name in given)])})"
+
+
+def command(context: click.Context) -> str:
+    """Return the command line that is running, with the seed, and without what only says how to print.
+
+    Files are named as they were typed; one with all its folders by its name alone, since a report is handed on.
+    """
+    words = ["swcompile", str(context.info_name)]
+    seeded = context.params.get("plan_file") is None  # a plan has its own
+    for parameter in context.command.params:
+        name, value = str(parameter.name), context.params.get(str(parameter.name))
+        given = context.get_parameter_source(name) is ParameterSource.COMMANDLINE
+        if isinstance(parameter, click.Argument):
+            words.append(_here(str(value)))
+        elif (name == "seed" and seeded) or (given and name not in PRINTING):
+            words += _words(parameter.opts[0], value)
+    return shlex.join(words)
+
+
+def _words(option: str, value: Any) -> list[str]:
+    """Return an option as it is typed: a flag alone, one that repeats as often as it was given."""
+    if isinstance(value, bool):
+        return [option] if value else []
+    texts = value if isinstance(value, list | tuple) else [value]
+    said = ("=".join(map(str, text)) if isinstance(text, tuple) else _here(str(text)) for text in texts)
+    return [word for text in said for word in (option, text)]
+
+
+def _here(path: str) -> str:
+    return os.path.basename(path) if os.path.isabs(path) else path

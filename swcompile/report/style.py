@@ -70,8 +70,9 @@ STYLE: Any = {
     "legend.frameon": False,
     "legend.fontsize": 8,
     "path.simplify": False,
-    "savefig.dpi": 160,
 }
+DOTS = 160
+"""Dots an inch of a PNG."""
 
 
 @dataclass(frozen=True)
@@ -137,6 +138,7 @@ def png(figure: Figure) -> bytes:
     """Return a figure as PNG on a white ground."""
     out = io.BytesIO()
     figure.set_facecolor("white")
+    figure.set_dpi(DOTS)
     canvas: Any = FigureCanvasAgg(figure)
     with styled():
         canvas.print_png(out, metadata={"Software": None})

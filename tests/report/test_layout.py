@@ -113,6 +113,13 @@ def test_what_was_only_analyzed_or_changes_nothing_says_so():
     assert "the plan moves no link" in same
 
 
+def test_where_p_was_not_swept_the_page_says_why():
+    facts = facts_of(residual())
+    made = layout.page(replace(facts, sweep=replace(facts.sweep, curve=None, why="Not drawn: because.")))
+    assert "Not drawn: because." in made
+    assert 'class="curve"' not in made
+
+
 def test_a_table_of_very_many_layers_is_cut_and_says_so(monkeypatch):
     monkeypatch.setattr(layout, "MOST_ROWS", 4)
     assert f"{len(facts_of(residual()).stops) - 4} layers more have no row here" in layout.page(facts_of(residual()))
