@@ -18,8 +18,8 @@ BINS = 30
 def draw(facts: Facts) -> Drawing:
     """Draw the shares of channels by the number of channels that they read, and by the number that read them."""
     about = (
-        "Channels by the number of links into them and out of them; one that nothing reads has 0 out of it. A channel that is added "
-        "twice into one sum counts twice here, and once in the ledger."
+        "Channels by the number of links into them and out of them; one that nothing reads has 0 out of it. A channel that is "
+        "added twice into one sum counts twice here, and once in the ledger."
     )
     with styled():
         drawing = Drawing("degrees", "Degrees", about, Figure(figsize=(12, 2.9)))

@@ -49,7 +49,7 @@ def page(facts: Facts) -> str:
         left_out=max(len(facts.stops) - MOST_ROWS, 0),
         notes=_notes(facts),
     )
-    return made
+    return made.encode("utf-8", "backslashreplace").decode()  # names of files may be no text
 
 
 def plots(facts: Facts) -> Iterator[tuple[str, bytes]]:

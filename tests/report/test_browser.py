@@ -89,10 +89,9 @@ def test_it_opens_without_a_complaint_or_a_request(opened, file):
 
 
 def test_the_pointer_is_told_what_it_is_at(opened):
-    tab = opened().tab
+    tab = opened(viewport={"width": 1280, "height": 1000}).tab
     place = tab.locator("svg.network").bounding_box()
     view, panel = (tab.evaluate(text) for text in ("[box.width, box.height]", "panels.after"))
-    tab.locator("svg.network").hover()
     tab.mouse.move(
         place["x"] + (panel["first"] + 3 * panel["step"]) / view[0] * place["width"],
         place["y"] + (panel["bottom"] + 10) / view[1] * place["height"],

@@ -46,6 +46,9 @@ def test_a_plan_shortens_the_way():
 
 def test_what_no_input_reaches_has_no_distance():
     build = GraphBuilder("opaque")
-    made = build.produce("table", "opaque", 4)
-    build.sink(build.layer("a", build.feature("into a", made, (2, 4)), 4))
-    assert math.isnan(profile(planned(build.finish(), None)).distance[-1])
+    joined = build.layer("joined", build.feature("x", build.input("x", 4), (2, 4)), 4)
+    alone = build.layer("alone", build.feature("table", build.produce("table", "opaque", 4), (2, 4)), 4)
+    build.sink(build.layer("head", build.feature("both", build.cat(joined, alone), (2, 8)), 4))
+    found = profile(planned(build.finish(), None)).distance
+    assert (found[:2], found[3]) == ((0, 1), 2)
+    assert math.isnan(found[2])
