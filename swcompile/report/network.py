@@ -91,9 +91,9 @@ def _about(facts: Facts) -> str:
     more = len(facts.links) - MOST_ARCS
     left_out = f" The {MOST_ARCS:,} widest links are drawn, {more:,} narrower ones are not." if more > 0 else ""
     now = f" {came:,} links between layers came in or grew, {gone:,} went or shrank." if facts.changed else ""
-    return (
-        f"{layers:,} layers in the order in which they run; arcs go from what is read, on the left, to its reader.{now}{left_out}"
-    )
+    sums = " What reads a sum is drawn as a reader of its last addend." if facts.shortcuts else ""
+    order = f"{layers:,} layers in the order in which they run; arcs go from what is read, on the left, to its reader."
+    return order + sums + now + left_out
 
 
 def _panel(drawing: Drawing, facts: Facts, panel: str, place: float, reach: tuple[float, float]) -> Any:
