@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import math
-import os
-import re
-import sysconfig
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from swcompile.graph import Feature, Layer, LayerGraph
 from swcompile.metrics import Figures, measure
 from swcompile.plan import Note, Plan
 from swcompile.report.links import Link, Shortcut, links, shortcuts, stops
+from swcompile.report.local import local, local_file
 from swcompile.report.profiles import Profile, planned, profile
 from swcompile.wiring import Curve
 
@@ -231,34 +228,6 @@ def _input_size(graph: LayerGraph, index: int) -> str:
 def _size(feature: Feature) -> str:
     sizes = "x".join(map(str, feature.spatial))
     return sizes if feature.is_map else f"{sizes} tokens" if sizes else NO_SIZE
-
-
-# Names of files: as a user types them, and no folder of this machine
-
-
-def local_file(where: str) -> str:
-    """Return file:line from the working directory or the installed package on, else without its folders.
-
-    >>> local_file("/somewhere/else/net.py:12")
-    'net.py:12'
-    """
-    for folder in _folders():
-        if where.startswith(folder):
-            return where.removeprefix(folder)
-    return Path(where).name
-
-
-def local(text: str) -> str:
-    """Return a sentence with the file names in it made local, as `local_file` does."""
-    return re.sub(r"/[^\s():]+(?=:\d)", lambda found: local_file(found[0]), text)
-
-
-def _folders() -> Sequence[str]:
-    try:
-        here = [os.getcwd()]
-    except OSError:  # it has been removed
-        here = []
-    return [folder + os.sep for folder in (*here, sysconfig.get_path("purelib"), sysconfig.get_path("platlib"))]
 
 
 def note_pairs(notes: Iterable[Note]) -> list[tuple[str, str]]:

@@ -9,7 +9,8 @@ import pytest
 
 import swnet
 from swcompile import api
-from swcompile.report.facts import by_stage, local, local_file
+from swcompile.report.facts import by_stage
+from swcompile.report.local import local, local_file
 from tests import zoo
 from tests.report.networks import facts_of, residual
 
