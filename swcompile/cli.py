@@ -1,4 +1,4 @@
-"""The command line: `swcompile transform`, `analyze`, `check` and `bench`.
+"""The command line: `swcompile transform`, `analyze`, `check`, `export` and `bench`.
 
 Torch is imported inside the commands, so that `--help` and a typing error answer at once, and Ctrl-C during that import ends as
 cleanly as later. What a command found goes to stdout; progress, the prints of the user's code and errors go to stderr.
@@ -36,7 +36,9 @@ if TYPE_CHECKING:
     from torch import Tensor, fx
 
     from swcompile.api import Analysis, Survey
+    from swcompile.graph import LayerGraph
     from swcompile.modelfile import ModelFile
+    from swcompile.plan import Plan
     from swcompile.report.facts import Facts
 
 DONE, BUG, BAD_INPUT, NOTHING_TO_DO, INTERRUPTED, TERMINATED = 0, 1, 2, 3, 130, 143
@@ -141,6 +143,9 @@ _graph_options = _options(
     click.option("--leaf", "leaf_modules", multiple=True, default=(), metavar="PATH", help="A module to leave alone. Repeatable."),
     click.option("--skips", default="keep", metavar="keep|remove", help="Wiring kernel: the model's shortcuts. [default: keep]"),
 )  # fmt: skip
+_graph_file_option = click.option(
+    "--graph", "graph_file", metavar="FILE", help="Write the layer graph for other tools: .graphml, .dot or .json."
+)
 _budget_options = _options(
     click.option("--budget", default="links", metavar="links|params", help="Wiring kernel: what stays constant. [default: links]"),
     click.option("--init", default="he", metavar="he|dense", help="Wiring kernel: initialisation. [default: he]"),
@@ -304,6 +309,7 @@ def cli() -> None:
 @click.option("--plots", is_flag=True, help="Write the report's figures as PNG and SVG, too, into plots/.")
 @_graph_options
 @_budget_options
+@_graph_file_option
 @_screen_options
 def transform(
     path: str,
@@ -313,6 +319,7 @@ def transform(
     force: bool,
     plan_file: str | None,
     plots: bool,
+    graph_file: str | None,
     as_json: bool,
     quiet: bool,
     **asked: Any,
@@ -330,6 +337,7 @@ def transform(
 
         if plots:
             report.require()
+        graph_path = _graph_path(graph_file)
         target = store.check_target(out, force=force)  # absolute, and the plan is read now: the user's file may change the folder
         made = None if plan_file is None else plan.Plan.read(plan_file)
         begin("building the model")
@@ -344,6 +352,9 @@ def transform(
         begin(f"writing {out}")
         figures = api.ledger(rewired).as_dict()
         _write(target, found, rewired, _json(figures), pages, force=force)
+        if graph_path is not None:
+            plan_made = api.record(rewired).plan
+            _write_graph(graph_path, api.survey(found.model, examples, leaf_modules=plan_made.leaves).graph, plan_made)
     page = os.path.join(out, store.REPORT) if pages else None
     document = {"out": out, "report": page, "model": found.entry_name, "plan": api.record(rewired).plan.digest, "ledger": figures}
     notes = [(note["layer"], note["reason"]) for note in figures["notes"]]
@@ -411,6 +422,7 @@ source/ holds the model's own code as it was, and is the place for other files t
 layer reads. Move the folder as a whole.
 """
 
+import os
 from pathlib import Path
 
 import swnet
@@ -431,13 +443,17 @@ def build_model() -> nn.Module:
 
 
 if __name__ == "__main__":
-    print(build_model().swcompile.plan)
+    try:
+        print(build_model().swcompile.plan, flush=True)
+    except BrokenPipeError:  # `| head` has read enough; let Python's own flush at the end go nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 '''
 
 
 @cli.command(epilog=EXIT_CODES, short_help="Show the figures over p, and the p that would be chosen.")
 @_model_options
 @_graph_options
+@_graph_file_option
 @click.option("--points", type=int, default=20, metavar="N", help="How many values of p. [default: 20]")
 @click.option("--report", "report_file", metavar="FILE", help="Write a page that shows what that p would make of the network.")
 @click.option("--plots", is_flag=True, help="With --report: its figures as PNG and SVG, too, into plots/ beside it.")
@@ -446,6 +462,7 @@ def analyze(
     path: str,
     entry: str | None,
     inputs: Sequence[str],
+    graph_file: str | None,
     report_file: str | None,
     plots: bool,
     as_json: bool,
@@ -454,7 +471,7 @@ def analyze(
 ) -> None:
     """Show the graph's figures over p, and the p that would be chosen.
 
-    Nothing is rewired, nor written but the report.
+    Nothing is rewired, nor written but the report and the file that --graph names.
     """
     if plots and report_file is None:
         raise click.UsageError("--plots writes figures beside the report: say where that goes, --report FILE.")
@@ -462,7 +479,10 @@ def analyze(
     with _working(3 if file is None else 4, quiet=quiet) as begin:
         if file is not None:
             _require_report()
+        graph_path = _graph_path(graph_file)
         found, analysis = _analyze(begin, path, entry, inputs, asked)
+        if graph_path is not None:
+            _write_graph(graph_path, analysis.graph)
         if file is not None:
             begin(f"writing {report_file}")
             _report(analysis, file, plots=plots)
@@ -518,6 +538,49 @@ def check(path: str, entry: str | None, inputs: Sequence[str], as_json: bool, qu
 
 
 @cli.command(epilog=EXIT_CODES)
+@click.argument("folder", metavar="FOLDER")
+@click.option("--to", required=True, metavar="torch-export|onnx|python", help="The form.")
+@click.option("--out", metavar="FOLDER", help="Where it goes. [default: FOLDER-python, or as the form is called]")
+@click.option("--force", is_flag=True, help="Replace a folder that swcompile wrote.")
+@click.option("--aot", is_flag=True, help="With torch-export: also compile it ahead of time. Takes a C++ compiler.")
+@click.option(
+    "--tolerance",
+    type=float,
+    metavar="SHARE",
+    help="How far it may be off, as a part of the largest output. [default: 1e-5 in float32]",
+)
+@_screen_options
+def export(
+    folder: str, to: str, out: str | None, force: bool, aot: bool, tolerance: float | None, as_json: bool, quiet: bool
+) -> None:
+    """Write a rewired model in a form that other programs take.
+
+    FOLDER is what transform wrote. python is a readable module of torch's own layers, with its weights beside it; torch-export a
+    .pt2 file; onnx a .onnx file. Each is run and compared with the model before it is written.
+    """
+    target = out or f"{os.path.normpath(folder)}-{to}"
+    with _working(3, quiet=quiet) as begin:
+        _import_torch(begin)
+        from swcompile import export as exporting
+        from swcompile import modelfile, store
+
+        path = store.check_target(target, force=force)
+        begin("building the model")
+        model = modelfile.load_rewired(folder)
+        begin(f"exporting to {to}")
+        done = exporting.export(model, path, to=to, aot=aot, tolerance=tolerance, force=force)
+    document = {"out": target, "to": done.to, "files": done.files, "open_batch": done.open_batch, **vars(done.comparison)}
+    batches = " and ".join(map(str, done.comparison.batches))
+    allowed = f"{done.comparison.difference:.2g} of the largest output, where {done.comparison.tolerance:.2g} is allowed"
+    shown = [
+        f"Compared with the model for batches of {batches}: off by {allowed}.",
+        *([] if done.open_batch else ["The batch size is fixed to that of the example, as it is in the model."]),
+        f"Written to {target}: {', '.join(done.files)}",
+    ]
+    _show(document, shown, as_json=as_json, quiet=quiet)
+
+
+@cli.command(epilog=EXIT_CODES)
 @click.option("--calibrate", is_flag=True, help="Time this device's operations, for swnet.lower to choose by.")
 @click.option("--device", metavar="cpu|cuda|cuda:N", help="Where to run. [default: cuda where there is one]")
 @click.option("--dtype", metavar="DTYPE", help="Of the maps. [default: bfloat16; float32 on a CPU]")
@@ -548,6 +611,19 @@ def bench(calibrate: bool, device: str | None, dtype: str | None, batch: int | N
         document = timing.document(where, rows)
         shown = [tables.microbenchmarks(document["device"], rows)]
     _show(document, shown, as_json=as_json, quiet=quiet)
+
+
+def _graph_path(name: str | None) -> Path | None:
+    """Return where --graph writes, checked and absolute before any work: the user's file may change the folder."""
+    from swcompile import graphfile
+
+    return None if name is None else graphfile.check_path(name)
+
+
+def _write_graph(path: Path, graph: LayerGraph, made: Plan | None = None) -> None:
+    from swcompile import graphfile
+
+    graphfile.write(path, graph, made)
 
 
 def _analyze(

@@ -74,6 +74,23 @@ def load_model(path: str | Path, entry: str | None = None) -> ModelFile:
     return ModelFile(model, inputs, entry_name, root, tuple(dict.fromkeys(sources)))
 
 
+def load_rewired(folder: str | Path) -> nn.Module:
+    """Build the rewired model of a folder that `swcompile transform` wrote, by the model.py in it.
+
+    Raises SwnetError where it holds none, or one that builds another model.
+    """
+    file = Path(folder) / "model.py"
+    if not os.path.isfile(file):
+        raise SwnetError(
+            f"{folder} holds no model.py; name a folder that `swcompile transform` wrote. A model of your own is exported from "
+            "Python: swcompile.export.export(swnet.load(folder, model), ...)."
+        )
+    model = load_model(file).model
+    if "swcompile" not in vars(model):
+        raise SwnetError(f"{file} builds a {type(model).__name__} that swcompile has not rewired; run `swcompile transform` on it.")
+    return model
+
+
 def parse_input(text: str) -> Tensor:
     """Make an example input, all zeros, from a command line's `1x3x32x32` or, with a dtype, `1x128:int64`."""
     sizes, colon, dtype = text.partition(":")

@@ -42,8 +42,9 @@ FORMAT = "swcompile-model"
 VERSION = 1
 PLAN, WEIGHTS, MANIFEST = "plan.json", "weights.safetensors", "manifest.json"
 REPORT, PLOTS = "report.html", "plots"
-OURS = (PLAN, WEIGHTS, MANIFEST, "ledger.json", REPORT, PLOTS, "model.py", "source", "__pycache__")
-"""What `swcompile transform` and `save` write (and Python beside them): all that `force` may replace."""
+EXPORTED = ("model.pt2", "model.aot.pt2", "model.onnx", "model.onnx.data")
+OURS = (PLAN, WEIGHTS, MANIFEST, "ledger.json", REPORT, PLOTS, "model.py", "source", "__pycache__", *EXPORTED)
+"""What `swcompile transform`, `export` and `save` write (and Python beside them): all that `force` may replace."""
 
 MAX_MANIFEST_BYTES = 16 << 20
 MAX_HEADER_BYTES = 101 << 20

@@ -40,13 +40,18 @@ ORDER = (
     "report",
     "api",
     "rewirer",
+    "export",
+    "graphfile",
     "cli",
 )
 """The stages, in the order in which data passes through them: each may import those in front of it, and its own parts."""
 WITHOUT_TORCH = ORDER[: ORDER.index("wiring") + 1]
 INSIDE_FUNCTIONS: dict[str, set[str]] = {
     # so that --help and mistyped options answer without the second that torch takes to load
-    "swcompile/cli.py": {f"swcompile.{name}" for name in ("api", "bench", "modelfile", "plan", "report", "store", "tables")},
+    "swcompile/cli.py": {
+        f"swcompile.{name}"
+        for name in ("api", "bench", "export", "graphfile", "modelfile", "plan", "report", "store", "tables")
+    },
 }
 """Imports inside functions, by file, each with its reason."""
 
