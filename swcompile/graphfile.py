@@ -99,14 +99,12 @@ def _live(graph: LayerGraph, wiring: LayerWiring) -> Iterator[Run]:
     """Yield what a layer reads: of a masked one, the channels that some output reads."""
     taps = (*wiring.taps, *wiring.grown)
     read: NDArray[np.bool_] | None = None if wiring.mask is None else np.asarray(wiring.mask.any(0))
-    place = 0
     for run in graph.runs_of(taps):
-        for channel in range(run.width) if read is not None else ():
-            if read is not None and read[place + channel]:
-                yield run.cut(run.start + channel, run.start + channel + 1)
         if read is None:
             yield run
-        place += run.width
+        else:
+            places = np.flatnonzero(read[run.start : run.stop]).tolist()
+            yield from (run.cut(run.start + place, run.start + place + 1) for place in places)
 
 
 # Files

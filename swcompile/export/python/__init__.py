@@ -82,8 +82,8 @@ def _refuse_hooks(module: nn.Module) -> None:
     for path, one in module.named_modules():
         if one._forward_hooks or one._forward_pre_hooks:
             raise SwnetError(
-                f"{path or 'The model'} ({type(one).__name__}) has hooks (as weight_norm and torch.nn.utils.prune set), "
-                "which are code that cannot be written. Remove them (remove_weight_norm, prune.remove), or export to torch-export or onnx."
+                f"{path or 'The model'} ({type(one).__name__}) has hooks (as weight_norm and torch.nn.utils.prune set), which are "
+                "code that cannot be written. Remove them (remove_weight_norm, prune.remove), or take torch-export or onnx."
             )
 
 
