@@ -152,10 +152,10 @@ def check_path(name: str | Path) -> Path:
     path = Path(os.path.abspath(name))
     if path.suffix not in WRITERS:
         raise SwnetError(f"{name} does not end as a graph file does; name one that ends in {', '.join(WRITERS)}.")
-    if path.is_dir() or not path.parent.is_dir():
-        raise SwnetError(
-            f"{name} cannot be written: {'it is a folder' if path.is_dir() else 'its folder does not exist'}. Name a file."
-        )
+    if path.is_dir():
+        raise SwnetError(f"{name} is a folder; name a file to write the graph to.")
+    if not path.parent.is_dir():
+        raise SwnetError(f"{name} cannot be written: there is no folder {path.parent.name}. Make it first, or name another file.")
     return path
 
 

@@ -61,7 +61,8 @@ def source(module: RewiredModule, example: Example) -> str:
     model = ["class Model(nn.ModuleList):" if tree.is_list else "class Model(nn.Module):", "    def __init__(self) -> None:", *init]
     parts = [*_support(init, bodies), "\n".join([*model, "", *methods]) + "\n", LOAD]
     text = "\n\n".join(parts)
-    return f"{HEADER.format(name=type(module).__name__)}\n{_imports(text)}\n\n{text}"
+    apart = "\n\n" if text.startswith(("def ", "class ")) else "\n"
+    return f"{HEADER.format(name=type(module).__name__)}\n{_imports(text)}{apart}{text}"
 
 
 def _write_shapes(graph: fx.Graph, module: nn.Module, example: Example) -> None:

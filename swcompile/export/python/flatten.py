@@ -72,21 +72,23 @@ class _Inside(fx.Tracer):
 
 
 def _inside(path: str, module: nn.Module, training: bool) -> fx.Graph:
-    before = [(one, one.training) for one in module.modules()]
+    """Return the graph of a module's forward in one mode, by tracing a copy: fx keeps constants on what it traces."""
+    copied = copy.deepcopy(module).train(training)
+    held = {name for name, _ in (*copied.named_parameters(), *copied.named_buffers())}
     try:
-        module.train(training)
-        graph = _Inside().trace(module)
+        graph = _Inside().trace(copied)
     except Exception as error:  # whatever its forward makes of a proxy
-        raise SwnetError(
-            f"{path} is a {type(module).__name__}, of a class that only its own code can run, and tracing does not get through it "
-            f"({first_line(error)}). Replace it by modules of torch.nn, or export to torch-export or onnx."
-        ) from error
-    finally:
-        for one, mode in before:
-            one.training = mode
-    if any(isinstance(value, fx.Node) for node in graph.nodes if node.op == "placeholder" for value in node.args):
-        raise AssertionError("a default is no node")
+        raise _opaque(path, module, first_line(error)) from error
+    if any(node.op == "get_attr" and node.target not in held for node in graph.nodes):
+        raise _opaque(path, module, "it computes with tensors of its own before it comes to its input")
     return graph
+
+
+def _opaque(path: str, module: nn.Module, why: str) -> SwnetError:
+    return SwnetError(
+        f"{path} is a {type(module).__name__}, of a class that only its own code can run, and tracing does not get through it "
+        f"({why}). Replace it by modules of torch.nn, or export to torch-export or onnx."
+    )
 
 
 def _graft(graph: fx.Graph, call: fx.Node, inside: fx.Graph) -> None:

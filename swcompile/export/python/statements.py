@@ -55,7 +55,8 @@ class Statements:
         for place, node in enumerate(self._own):
             begun = self._part(place)
             if begun != part:
-                made += [*([""] if made else []), f"{' ' * indent}# {begun} ({type(self._root.get_submodule(begun)).__name__})"]
+                named = [f"{' ' * indent}# {begun} ({type(self._root.get_submodule(begun)).__name__})"] if begun else []
+                made += [*([""] if made else []), *named]
                 part = begun
             made += self._statement(node, self._own[place + 1] if place + 1 < len(self._own) else self._output, indent)
         result = self._output.args[0]

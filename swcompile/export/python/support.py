@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
+from swcompile.export.python import layout
+from swcompile.export.python.expressions import quoted
 from swcompile.export.python.statements import RESAMPLERS
 
 GROUP = '''class Group(nn.Module):
@@ -21,7 +23,7 @@ MASKED = '''class {kind}(nn.{plain}):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.register_buffer("mask", torch.ones({shape}, dtype=torch.bool))
+{register}
 
     def forward(self, input: Tensor) -> Tensor:
         return {call}
@@ -49,12 +51,12 @@ _POOLED = {"max": "F.{adaptive}max_pool{rank}d(x, {size})", "avg": "F.{adaptive}
 def masked(kind: str) -> str:
     """Return the class of a masked layer: MaskedConv2d, ..."""
     plain = kind.removeprefix("Masked")
-    links = "self.weight.shape[:2]"
-    if plain == "Linear":
-        return MASKED.format(kind=kind, plain=plain, shape=links, call="F.linear(input, self.weight * self.mask, self.bias)")
-    ones = ", ".join("1" * int(plain[-2]))
-    call = "self._conv_forward(input, self.weight * self.mask, self.bias)"
-    return MASKED.format(kind=kind, plain=plain, shape=f"*{links}, {ones}", call=call)
+    shape, call = "self.weight.shape", "F.linear(input, self.weight * self.mask, self.bias)"
+    if plain != "Linear":
+        shape = f"*self.weight.shape[:2], {', '.join('1' * int(plain[-2]))}"
+        call = "self._conv_forward(input, self.weight * self.mask, self.bias)"
+    register = layout.statement(f'self.register_buffer("mask", torch.ones({shape}, dtype=torch.bool))', 8)
+    return MASKED.format(kind=kind, plain=plain, register="\n".join(register), call=call)
 
 
 def resampler(name: str, uses: Collection[tuple[int, bool]]) -> str:
@@ -98,4 +100,5 @@ def _to_size(kind: str, ranks: list[int]) -> list[str]:
 
 def named_tuple(kind: Any) -> str:
     """Return the definition of a class of named tuples."""
-    return f'{kind.__name__} = namedtuple("{kind.__name__}", {list(kind._fields)})\n'.replace("'", '"')
+    fields = ", ".join(quoted(field) for field in kind._fields)
+    return "\n".join(layout.statement(f"{kind.__name__} = namedtuple({quoted(kind.__name__)}, [{fields}])", 0)) + "\n"
