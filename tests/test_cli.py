@@ -171,6 +171,18 @@ def test_out_model_py_says_what_it_is_when_it_is_run(swcompile, project):
     assert "wiring block, p = 0.3" in ran.stdout
 
 
+def test_out_model_py_ends_quietly_where_its_reader_has_seen_enough(swcompile, project):
+    """`python out/model.py | head -0`."""
+    assert swcompile("transform", "net.py", *SHAPE, "--p", "0.3").code == 0
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "out/model.py"], cwd=project, env=environment(), **pipes) as process:
+        assert process.stdout is not None
+        process.stdout.close()
+        assert process.stderr is not None
+        err = process.stderr.read()
+    assert (process.returncode, "Traceback" in err, "BrokenPipe" in err) == (0, False, False)
+
+
 def test_the_same_seed_gives_the_same_plan(swcompile, project):
     for name, seed in (("a", "4"), ("b", "4"), ("c", "5")):
         assert swcompile("transform", "net.py", *SHAPE, "--p", "0.5", "--seed", seed, "--out", name).code == 0
@@ -492,6 +504,70 @@ def test_help_reads_well_on_80_columns(swcompile, command):
     assert max(map(len, lines)) <= 80
     assert not [line for line in lines[1:] if line.endswith("...")], "a description was cut"
     assert not [line for line in lines if re.match(r"  --\S+ (TEXT|FLOAT|INTEGER RANGE)\b", line)], "click's own names of types"
+
+
+# export, and graphs for other tools
+
+
+def test_a_rewired_folder_is_exported_from_the_command_line(swcompile, project):
+    assert swcompile("transform", "net.py", *SHAPE, "--p", "0.5").code == 0
+    result = swcompile("export", "out/", "--to", "python")
+    assert result.code == 0, result.err
+    assert listing(project / "out-python") == {"manifest.json", "model.py", "weights.safetensors"}
+    assert "Compared with the model for batches of 1 and 3: off by 0 of the largest output, where 1e-05 is allowed." in result.out
+    assert "Written to out-python: model.py, weights.safetensors" in result.out
+    named = swcompile("export", "out", "--to", "torch-export", "--out", "there", "--json")
+    assert json.loads(named.out) == {
+        "out": "there",
+        "to": "torch-export",
+        "files": ["model.pt2"],
+        "open_batch": True,
+        "difference": 0.0,
+        "tolerance": 1e-05,
+        "batches": [1, 3],
+    }
+    original = modelfile.load_model(project / "out" / "source" / "net.py").model
+    x = torch.randn(2, 3, 16, 16)
+    program = torch.export.load(project / "there" / "model.pt2").module()
+    assert torch.equal(program(x), swnet.load(project / "out", original).eval()(x))
+    again = swcompile("export", "out", "--to", "python")
+    assert (again.code, again.out) == (2, "")
+    assert "The folder out-python exists" in again.err
+
+
+def test_export_says_what_to_name(swcompile, project):
+    missing = swcompile("export", "nowhere", "--to", "python")
+    assert missing.code == 2
+    assert "nowhere holds no model.py; name a folder that `swcompile transform` wrote." in missing.err
+    (project / "plain").mkdir()
+    (project / "plain" / "model.py").write_text(STEM_ONLY)
+    plain = swcompile("export", "plain", "--to", "python")
+    assert plain.code == 2
+    assert "builds a Sequential that swcompile has not rewired; run `swcompile transform` on it." in plain.err
+    assert swcompile("transform", "net.py", *SHAPE, "--p", "0.5").code == 0
+    wrong = swcompile("export", "out", "--to", "keras")
+    assert wrong.code == 2
+    assert "There is no form 'keras'; export to torch-export, onnx, python." in wrong.err
+    assert {path.name for path in project.iterdir()} == {"net.py", "net_blocks.py", "out", "plain"}
+
+
+def test_exports_help_fits_the_screen(swcompile):
+    result = swcompile("export", "--help")
+    assert "--to torch-export|onnx|python" in result.out
+    assert max(map(len, result.out.splitlines())) <= 80
+
+
+def test_graphs_are_written_for_other_tools(swcompile, project):
+    assert swcompile("analyze", "net.py", *SHAPE, "--points", "2", "--graph", "before.json").code == 0
+    assert swcompile("transform", "net.py", *SHAPE, "--p", "0.5", "--graph", "both.json").code == 0
+    before, both = (json.loads((project / name).read_text()) for name in ("before.json", "both.json"))
+    assert all(edge["before"] == edge["after"] for edge in before["edges"])
+    assert [node["id"] for node in before["nodes"]] == [node["id"] for node in both["nodes"]]
+    assert any(edge["before"] == 0 < edge["after"] for edge in both["edges"])
+    refused = swcompile("transform", "net.py", *SHAPE, "--out", "other", "--graph", "graph.png")
+    assert refused.code == 2
+    assert "graph.png does not end as a graph file does" in refused.err
+    assert not (project / "other").exists()
 
 
 @pytest.mark.parametrize("command", ["transform", "analyze", "check"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import pickle
+import re
 import shutil
 import subprocess
 import sys
@@ -16,9 +17,12 @@ from typing import Any
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+from tensorboard.compat.proto.graph_pb2 import GraphDef
 from torch import Tensor, nn
 from torch.utils import _pytree
 from torch.utils.checkpoint import checkpoint
+from torch.utils.tensorboard import SummaryWriter
 
 import swnet
 from swcompile.api import record
@@ -106,6 +110,20 @@ def test_exports_with_a_dynamic_batch(name: str) -> None:
     exported = torch.export.export(rewired, (x,), dynamic_shapes=shapes).module()
     more = torch.cat([x, x[:1]])
     torch.testing.assert_close(exported(more), rewired(more))
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")  # resample asks for sizes, which torch.jit.trace fixes
+def test_tensorboard_shows_the_graph(tmp_path: Path) -> None:
+    """add_graph goes by torch.jit.trace; each layer is a node there, under its own name, and what it reads leads to it."""
+    rewired, x = rewire("resnet_basic", p=0.3).eval(), build("resnet_basic")[1]
+    with SummaryWriter(str(tmp_path)) as writer:
+        writer.add_graph(rewired, x)
+    events = EventFileLoader(str(next(tmp_path.iterdir()))).Load()
+    graph = GraphDef.FromString(next(event.graph_def for event in events if event.graph_def))
+    layers = {name.replace(".", "/") for name, module in rewired.named_modules() if isinstance(module, nn.Conv2d | nn.Linear)}
+    shown = {re.sub(r"\w+\[(\w+)\]", r"\1", node.name) for node in graph.node}
+    assert all(any(f"{layer}/" in name for name in shown) for layer in layers)
+    assert any(node.op == "aten::cat" for node in graph.node)
 
 
 # Copies and files.

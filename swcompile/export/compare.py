@@ -36,10 +36,15 @@ class Comparison:
 
 
 def plain(module: RewiredModule) -> RewiredModule:
-    """Return a copy on the CPU, in eval mode, that runs the plain decomposition: a lowered module loses its lowering."""
+    """Return a copy on the CPU, in eval mode, that runs the plain decomposition: a lowered module loses its lowering.
+
+    Its parameters lie as they will when they are read back, since convolutions sum in another order by how a weight lies.
+    """
     made = copy.deepcopy(module).cpu().eval()
     made.lowering = None
     made.recompile()
+    for parameter in made.parameters():
+        parameter.data = parameter.data.clone(memory_format=torch.contiguous_format)
     return made
 
 
