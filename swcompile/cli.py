@@ -422,7 +422,9 @@ source/ holds the model's own code as it was, and is the place for other files t
 layer reads. Move the folder as a whole.
 """
 
+import contextlib
 import os
+import sys
 from pathlib import Path
 
 import swnet
@@ -443,8 +445,10 @@ def build_model() -> nn.Module:
 
 
 if __name__ == "__main__":
+    with contextlib.redirect_stdout(sys.stderr):  # what the model's own code prints
+        model = build_model()
     try:
-        print(build_model().swcompile.plan, flush=True)
+        print(model.swcompile.plan, flush=True)
     except BrokenPipeError:  # `| head` has read enough; let Python's own flush at the end go nowhere
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 '''
@@ -571,9 +575,9 @@ def export(
         done = exporting.export(model, path, to=to, aot=aot, tolerance=tolerance, force=force)
     document = {"out": target, "to": done.to, "files": done.files, "open_batch": done.open_batch, **vars(done.comparison)}
     batches = " and ".join(map(str, done.comparison.batches))
-    allowed = f"{done.comparison.difference:.2g} of the largest output, where {done.comparison.tolerance:.2g} is allowed"
+    found, allowed = done.comparison.difference, done.comparison.tolerance
     shown = [
-        f"Compared with the model for batches of {batches}: off by {allowed}.",
+        f"Off by {found:.2g} of the largest output at batches of {batches} ({allowed:.2g} is allowed).",
         *([] if done.open_batch else ["The batch size is fixed to that of the example, as it is in the model."]),
         f"Written to {target}: {', '.join(done.files)}",
     ]
