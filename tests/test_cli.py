@@ -586,7 +586,7 @@ def test_the_defaults_are_those_of_the_python_interface(command):
     function = swnet.transform if command is cli.transform else swnet.analyze
     wanted = {name: parameter.default for name, parameter in inspect.signature(function).parameters.items()}
     found = {option.name: option.default for option in command.params if isinstance(option, Option)}
-    own = {"entry", "inputs", "out", "force", "plan_file", "report_file", "plots", "as_json", "quiet"}
+    own = {"entry", "inputs", "out", "force", "plan_file", "graph_file", "report_file", "plots", "as_json", "quiet"}
     in_python_only = {cli.transform: {"calibrate", "batches", "loss_fn", "lower"}, cli.check: {"points"}}.get(command, set())
     assert wanted.keys() - found.keys() == {"model", "example_inputs"} | in_python_only
     for name in found.keys() - own:

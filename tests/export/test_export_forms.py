@@ -196,6 +196,39 @@ def test_other_types_are_compared_by_what_they_can_hold(dtype: torch.dtype, tmp_
         assert export(module, tmp_path / to, to=to).comparison.difference == 0
 
 
+def test_onnxruntime_has_no_convolution_in_float64(tmp_path: Path) -> None:
+    layers = nn.Sequential(*[nn.Conv2d(3, 3, 1) for _ in range(3)]).double()
+    module = swnet.transform(layers, torch.randn(2, 3, 4, 4, dtype=torch.float64), p=0.5)
+    with pytest.raises(SwnetError, match=r"onnxruntime does not take what was exported: .* Export in float32, or in another form"):
+        export(module, tmp_path / "out", to="onnx")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("name", "asked", "message"),
+    [
+        ("torch.export.export", {"to": "torch-export"}, r"torch.export cannot export Sequential: no way. Take another form"),
+        ("torch.onnx.export", {"to": "onnx"}, r"torch.onnx cannot export it: no way. Take another form, such as torch-export"),
+        (
+            "torch._inductor.aoti_compile_and_package",
+            {"to": "torch-export", "aot": True},
+            r"AOTInductor cannot compile it: no way. Leave --aot out",
+        ),
+    ],
+)
+def test_what_torch_cannot_do_is_said_with_a_remedy(
+    name: str, asked: dict[str, Any], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise RuntimeError("no way\nat all")
+
+    module = swnet.transform(nn.Sequential(*[nn.Linear(8, 8) for _ in range(4)]), torch.randn(2, 8), p=0.5)
+    monkeypatch.setattr(name, fail)
+    with pytest.raises(SwnetError, match=message):
+        export(module, tmp_path / "out", **asked)
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(
     ("asked", "message"),
     [

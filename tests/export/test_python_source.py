@@ -113,7 +113,7 @@ class Model(nn.Module):
         self.head = nn.Linear(8, 2)
 
     def forward(self, x: Tensor) -> Tensor:
-        x_c0, x_c1, x_c2 = x.split(1, 1)
+        x_c0, x_c1, x_c2 = x.split(1, dim=1)
 
         # stem (Sequential)
         y = self.stem[0](x)
@@ -123,14 +123,14 @@ class Model(nn.Module):
         body_0 = self.body[0](y)
         (
             body_0_c0, body_0_c2, body_0_c3, body_0_c4, body_0_c5, body_0_c6, body_0_c7,
-        ) = body_0.split([2, 1, 1, 1, 1, 1, 1], 1)  # fmt: skip
+        ) = body_0.split([2, 1, 1, 1, 1, 1, 1], dim=1)  # fmt: skip
         y = torch.cat([
             body_0_c0, max_pooled(x_c0, body_0), body_0_c3, max_pooled(x_c2, body_0),
             max_pooled(x_c1, body_0), body_0_c6, body_0_c7,
         ], 1)  # fmt: skip
         y = self.body[1](y)
         body = self.body[2](y)
-        _, body_c1, _, body_c5, _, body_c7 = body.split([1, 2, 2, 1, 1, 1], 1)
+        _, body_c1, _, body_c5, _, body_c7 = body.split([1, 2, 2, 1, 1, 1], dim=1)
 
         y = torch.cat(
             [body_0_c2, body_c1, body_0_c4, body_0_c6, body_c5, body_0_c5, body_c7], 1

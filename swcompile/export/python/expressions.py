@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import inspect
 import math
 import operator
 import types
@@ -131,6 +132,20 @@ def arguments(args: tuple[Any, ...], kwargs: Mapping[str, Any], look: Look) -> s
     return ", ".join(
         [*(literal(value, look) for value in args), *(f"{key}={literal(value, look)}" for key, value in kwargs.items())]
     )
+
+
+def without_defaults(target: Any, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave out arguments that a function of Python's takes for granted: F.relu(x, inplace=False) is F.relu(x)."""
+    try:
+        known = inspect.signature(target).parameters
+    except (TypeError, ValueError):  # a builtin
+        return dict(kwargs)
+    defaults = {name: place.default for name, place in known.items()}
+    return {name: value for name, value in kwargs.items() if name not in defaults or not _is_plainly(value, defaults[name])}
+
+
+def _is_plainly(value: Any, other: Any) -> bool:
+    return type(value) is type(other) and isinstance(value, bool | int | float | str | type(None)) and value == other
 
 
 def function(target: Any) -> str:

@@ -18,17 +18,25 @@ from torch import fx, nn
 
 from swcompile.errors import SwnetError
 from swcompile.export.python import layout
-from swcompile.export.python.expressions import AUGMENTED, INFIX, PREFIX, Expression, arguments, function, index, literal
+from swcompile.export.python.expressions import (
+    AUGMENTED,
+    INFIX,
+    PREFIX,
+    Expression,
+    arguments,
+    function,
+    index,
+    literal,
+    without_defaults,
+)
 from swcompile.export.python.names import Names
+from swcompile.export.python.nodes import gathers, is_cut, is_inlined, parts_of, sizes_of
 from swcompile.modules import resample
-from swcompile.trace.lines import WHERE
 from swcompile.trace.purify import WRITES
-from swcompile.trace.rules import is_query
-from swcompile.trace.shapes import SHAPE, Spec, spec_of
+from swcompile.trace.shapes import spec_of
 
 RESAMPLERS = {"max": "max_pooled", "avg": "average_pooled", "stride": "subsampled"}
 """The functions of the written module that bring a map to another one's size."""
-_SIZES = ("size", "dim", "numel")
 
 
 class Statements:
@@ -39,8 +47,8 @@ class Statements:
         self._nodes = [node for node in graph.nodes if node.op != "output"]
         self._output = next(node for node in graph.nodes if node.op == "output")
         self._names = Names(self._nodes, root)
-        self._inlined = {node for node in self._nodes if _is_inlined(node)}
-        self._unpacked = {node: parts for node in self._nodes if (parts := _parts(node)) is not None}
+        self._inlined = {node for node in self._nodes if is_inlined(node)}
+        self._unpacked = {node: parts for node in self._nodes if (parts := parts_of(node)) is not None}
         self._parts = {part for parts in self._unpacked.values() for part in parts if part is not None}
         self._own = [node for node in self._nodes if self._is_statement(node)]
         self.helpers: dict[str, Any] = {}
@@ -69,7 +77,7 @@ class Statements:
         node = self._own[place]
         if node.op == "call_module":
             return self._around(str(node.target))
-        around = range(place, len(self._own)) if _gathers(node) else range(place, -1, -1)
+        around = range(place, len(self._own)) if gathers(node) else range(place, -1, -1)
         calls = (str(self._own[other].target) for other in around if self._own[other].op == "call_module")
         found = next(calls, None)
         return "" if found is None else self._around(found)
@@ -116,7 +124,7 @@ class Statements:
 
     def _targets(self, node: fx.Node) -> list[str]:
         """Return what the pieces of a split are assigned to."""
-        sizes = node.args[1] if _is_cut(node) else None
+        sizes = node.args[1] if is_cut(node) else None
         starts = list(accumulate(sizes[:-1], initial=0)) if isinstance(sizes, tuple | list) else []
         names: list[str] = []
         for place, part in enumerate(self._unpacked[node]):
@@ -148,8 +156,8 @@ class Statements:
         args = node.args
         if target is resample:
             return self._resampled(node)
-        if _is_cut(node) and isinstance(args[0], fx.Node):
-            return Expression(f"{self._look(args[0]).operand}.split({literal(_sizes(args[1]), self._look)}, {args[2]})")
+        if is_cut(node) and isinstance(args[0], fx.Node):
+            return Expression(f"{self._look(args[0]).operand}.split({literal(sizes_of(args[1]), self._look)}, dim={args[2]})")
         symbol = INFIX.get(target) or AUGMENTED.get(target)
         if symbol and len(args) == 2 and not node.kwargs:
             left, right = (self._operand(value) for value in args)
@@ -160,7 +168,7 @@ class Statements:
             return Expression(f"{self._operand(args[0])}[{index(args[1], self._look)}]")
         if target is getattr and len(args) == 2:
             return Expression(f"{self._operand(args[0])}.{args[1]}")
-        return Expression(f"{self._named(target)}({arguments(args, node.kwargs, self._look)})")
+        return Expression(f"{self._named(target)}({arguments(args, without_defaults(target, node.kwargs), self._look)})")
 
     def _operand(self, value: Any) -> str:
         return self._look(value).operand if isinstance(value, fx.Node) else literal(value, self._look)
@@ -188,54 +196,6 @@ class Statements:
 
 KNOWN = {"torchvision.ops.stochastic_depth.stochastic_depth": "stochastic_depth"}
 """Functions of torchvision's that networks call, by the names of those written in their place."""
-
-
-def _is_cut(node: fx.Node) -> bool:
-    return node.target in (torch.split, torch.functional.split) and len(node.args) == 3 and not node.kwargs
-
-
-def _sizes(sizes: Any) -> Any:
-    """Return the sizes of a split as one number where they are all equal."""
-    return (
-        sizes[0] if isinstance(sizes, tuple | list) and len(set(sizes)) == 1 else list(sizes) if isinstance(sizes, tuple) else sizes
-    )
-
-
-def _gathers(node: fx.Node) -> bool:
-    """Whether rewiring has put a node in front of a layer: a concatenation, or a map brought to another size."""
-    return WHERE not in node.meta and node.target in (torch.cat, resample)
-
-
-def _parts(node: fx.Node) -> list[fx.Node | None] | None:
-    """Return the pieces of a value that is several, in their order (None: nobody reads it), where it is only taken apart."""
-    spec = node.meta.get(SHAPE)
-    if node.op not in ("call_function", "call_method") or not isinstance(spec, tuple | list) or not node.users:
-        return None
-    if not spec or not all(isinstance(part, Spec) for part in spec):
-        return None
-    parts: list[fx.Node | None] = [None] * len(spec)
-    for user in node.users:
-        place = user.args[1] if user.target is operator.getitem and user.args[0] is node else None
-        if not isinstance(place, int) or parts[place] is not None:
-            return None
-        parts[place] = user
-    return parts
-
-
-def _is_inlined(node: fx.Node) -> bool:
-    """Whether a value is written where it is read: an attribute, a size, or a map that one concatenation brings to its size."""
-    if node.op == "get_attr":
-        return True
-    if node.target is resample:
-        return len(node.users) == 1 and next(iter(node.users)).target is torch.cat
-    if node.op not in ("call_function", "call_method") or not node.users or WRITES in node.meta:
-        return False
-    if node.target is getattr:
-        return True
-    if node.target is operator.getitem or (node.op == "call_method" and node.target in _SIZES):
-        return is_query(node)
-    known = node.target in INFIX or node.target in PREFIX
-    return known and len(node.users) == 1 and is_query(node)
 
 
 def _assignment(node: fx.Node) -> Callable[[fx.Node, Callable[[fx.Node], Expression]], str] | None:
