@@ -544,7 +544,7 @@ def check(path: str, entry: str | None, inputs: Sequence[str], as_json: bool, qu
 @cli.command(epilog=EXIT_CODES)
 @click.argument("folder", metavar="FOLDER")
 @click.option("--to", required=True, metavar="torch-export|onnx|python", help="The form.")
-@click.option("--out", metavar="FOLDER", help="Where it goes. [default: FOLDER-python, or as the form is called]")
+@click.option("--out", metavar="FOLDER", help="Where it goes. [default: FOLDER-python and the like]")
 @click.option("--force", is_flag=True, help="Replace a folder that swcompile wrote.")
 @click.option("--aot", is_flag=True, help="With torch-export: also compile it ahead of time. Takes a C++ compiler.")
 @click.option(

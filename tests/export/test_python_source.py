@@ -204,6 +204,52 @@ def test_a_module_called_under_two_names_is_one() -> None:
     assert len(list(twin.parameters())) == len(list(module.parameters()))
 
 
+def test_one_activation_at_two_places_of_a_sequence_is_one() -> None:
+    act = nn.ReLU()
+    layers = nn.Sequential(nn.Linear(8, 8), act, nn.Linear(8, 8), act, nn.Linear(8, 8), nn.Sequential(act, nn.Identity(), act))
+    module = swnet.transform(layers, torch.randn(2, 8), p=0.5).eval()
+    twin: Any = twin_of(module).eval()
+    assert twin[1] is twin[3] is twin[5][0] is twin[5][2]
+    x = torch.randn(3, 8)
+    assert torch.equal(twin(x), module(x))
+
+
+def test_tied_weights_stay_tied() -> None:
+    class Tied(Small):
+        def __init__(self) -> None:
+            super().__init__()
+            self.extra = nn.Conv2d(8, 8, 1)
+            self.extra.weight = self.last.weight
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.extra(self.last(self.body(self.stem(x)))).mean((2, 3)))
+
+    module = swnet.transform(Tied(), torch.randn(2, 3, 8, 8), p=0.5).eval()
+    twin: Any = twin_of(module).eval()
+    assert twin.extra.weight is twin.last.weight
+    x = torch.randn(2, 3, 8, 8)
+    assert torch.equal(twin(x), module(x))
+
+
+def test_names_do_not_hide_what_statements_call() -> None:
+    """An argument and modules called like functions of the written module."""
+
+    class Named(Small):
+        def __init__(self) -> None:
+            super().__init__()
+            self.max_pooled, self.load = nn.ReLU(), nn.ReLU()
+
+        def forward(self, y: Tensor) -> Tensor:
+            first = self.max_pooled(self.stem(y))
+            second = self.load(self.last(self.body(first)))
+            return self.head(second.mean((2, 3))) + first.mean() + second.mean()
+
+    module = swnet.transform(Named(), torch.randn(2, 3, 8, 8), p=0.5, seed=3).eval()
+    x = torch.randn(2, 3, 8, 8)
+    assert "max_pooled(" in source_of(module)
+    assert torch.equal(twin_of(module).eval()(x), module(x))
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_the_type_of_the_parameters_is_kept(dtype: torch.dtype) -> None:
     module = swnet.transform(Small().to(dtype), torch.randn(2, 3, 8, 8, dtype=dtype), p=0.5).eval()

@@ -62,7 +62,13 @@ def source(module: RewiredModule, example: Example) -> str:
     parts = [*_support(init, bodies), "\n".join([*model, "", *methods]) + "\n", LOAD]
     text = "\n\n".join(parts)
     apart = "\n\n" if text.startswith(("def ", "class ")) else "\n"
-    return f"{HEADER.format(name=type(module).__name__)}\n{_imports(text)}{apart}{text}"
+    return f"{HEADER.format(name=_title(module))}\n{_imports(text)}{apart}{text}"
+
+
+def _title(module: nn.Module) -> str:
+    """Return the name of the user's class, where it has one of its own."""
+    name = type(module).__name__
+    return "A network" if hasattr(nn, name) or name == "GraphModule" else name
 
 
 def _write_shapes(graph: fx.Graph, module: nn.Module, example: Example) -> None:
@@ -97,16 +103,12 @@ def _used(graphs: list[fx.Graph]) -> tuple[set[str], set[str]]:
 def _methods(graphs: list[fx.Graph], bodies: list[Statements]) -> list[str]:
     if len(bodies) == 1:
         return [*_signature(graphs[0], "forward"), *bodies[0].lines()]
-    names = ", ".join(_passed(node) for node in graphs[0].nodes if node.op == "placeholder")
+    names = ", ".join(str(node.target) for node in graphs[0].nodes if node.op == "placeholder")
     lines = [*_signature(graphs[0], "forward"), "        if self.training:"]
     lines += [f"            return self._forward_in_training({names})", f"        return self._forward_in_eval({names})"]
     for graph, body, name in zip(graphs, bodies, ("_forward_in_training", "_forward_in_eval"), strict=True):
         lines += ["", *_signature(graph, name), *body.lines()]
     return lines
-
-
-def _passed(node: fx.Node) -> str:
-    return str(node.target)
 
 
 def _signature(graph: fx.Graph, name: str) -> list[str]:

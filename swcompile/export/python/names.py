@@ -9,7 +9,10 @@ from collections.abc import Sequence
 
 from torch import fx, nn
 
-_TAKEN = frozenset(["self", "torch", "nn", "F", "math", "Tensor", "Path", "_", *keyword.kwlist, *dir(builtins)])
+_OURS = "self torch nn F math Any Tensor Path Group Model load WEIGHTS namedtuple _".split()
+_HELPERS = "max_pooled average_pooled subsampled stochastic_depth".split()
+_TAKEN = frozenset([*_OURS, *_HELPERS, *keyword.kwlist, *dir(builtins)])
+"""What no value may be called: a local name would hide what the statements call."""
 
 
 class Names:

@@ -49,20 +49,29 @@ class Tree:
         """Return the body of __init__."""
         if self.is_list:
             made = ["        super().__init__(", "            ["]
-            for name, child in self.root.named_children():
+            for name, child in _modules(self.root):
                 made += self._member("", name, child, 16)
             made += ["            ]", "        )"]
         else:
             made = ["        super().__init__()"]
             for name, child in self._children("", self.root):
                 made += self._assigned(name, child)
-        return [*made, *self._tensors("", self.root), *self._late]
+        return [*made, *self._tensors("", self.root), *self._late, *self._tied()]
+
+    def _tied(self) -> Iterator[str]:
+        """Yield the statements that make one parameter of two: modules that are one are so already."""
+        seen: dict[nn.Parameter, str] = {}
+        for path, parameter in self.root.named_parameters(remove_duplicate=False):
+            owner, _, _ = path.rpartition(".")
+            if owner and self._first.get(self.root.get_submodule(owner), owner) != owner:
+                continue
+            first = seen.setdefault(parameter, path)
+            if first != path:
+                yield from layout.statement(f"{self.reach(path)} = {self.reach(first)}", 8)
 
     def _children(self, path: str, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
         """Yield the children, those that have another name already left for later."""
-        for name, child in module._modules.items():
-            if child is None:
-                continue
+        for name, child in _modules(module):
             full = f"{path}.{name}".lstrip(".")
             if self._first.setdefault(child, full) == full:
                 yield name, child
@@ -101,7 +110,7 @@ class Tree:
     def _listed(self, path: str, module: nn.Module, indent: int, before: str, behind: str) -> list[str]:
         """Return modules that are called one by one as a ModuleList, and a Sequential that is called as what it is."""
         margin, called = " " * indent, path in self._called
-        members = [self._member(path, name, child, indent + (4 if called else 8)) for name, child in module.named_children()]
+        members = [self._member(path, name, child, indent + (4 if called else 8)) for name, child in _modules(module)]
         inner = [line for member in members for line in member]
         if called:
             return _joined(f"{margin}{before}nn.Sequential(", inner, f"{margin}){behind}")
@@ -153,9 +162,14 @@ def _above(path: str) -> Iterator[str]:
         yield path
 
 
+def _modules(module: nn.Module) -> list[tuple[str, nn.Module]]:
+    """Return what lies directly inside, also what has been seen under another name, which named_children leaves out."""
+    return [(name, child) for name, child in module._modules.items() if child is not None]
+
+
 def _is_list(module: nn.Module) -> bool:
-    names = list(module._modules)
-    return bool(names) and names == [str(place) for place in range(len(names))] and not isinstance(module, nn.modules.conv._ConvNd)
+    names = [name for name, _ in _modules(module)]
+    return bool(names) and names == [str(place) for place in range(len(module._modules))]
 
 
 def _is_container(module: nn.Module) -> bool:
