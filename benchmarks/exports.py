@@ -10,6 +10,7 @@ CPU. Norms have seen some batches, and parameters of zeros are drawn, so that no
 from __future__ import annotations
 
 import argparse
+import itertools
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -24,7 +25,7 @@ from torch import nn
 import swnet
 from benchmarks.lab.networks import mlp, mobilenet_v2
 from benchmarks.models import densenet, resnet20, seeded
-from benchmarks.record import provenance, write_timings
+from benchmarks.record import write_timings
 from benchmarks.vision import torchvision_models
 from swcompile.export import FORMS, export
 from swcompile.lower.rates import version_of
@@ -74,9 +75,8 @@ def rewired(case: Case) -> nn.Module:
     return module.eval()
 
 
-def examine(name: str, case: Case, to: str) -> dict[str, Any]:
-    """Export one network in one form, and say how it compares and what it took."""
-    module = rewired(case)
+def examine(name: str, case: Case, module: nn.Module, to: str) -> dict[str, Any]:
+    """Export one network in one form, and say how it compares."""
     with tempfile.TemporaryDirectory() as folder:
         done = export(module, Path(folder) / "out", to=to)
     return {
@@ -110,18 +110,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--no-record", action="store_true", help="print only; leave the results folder as it is")
     options = parser.parse_args(arguments)
     console, rows = Console(), []
-    for name, case in cases().items():
-        if options.networks and not name.startswith(tuple(options.networks)):
-            continue
-        for to in options.to:
-            rows.append(examine(name, case, to))
-            console.print(f"{name} to {to}: {rows[-1]['difference']:.1e}", highlight=False)
+    asked = {name: case for name, case in cases().items() if not options.networks or name.startswith(tuple(options.networks))}
+    modules = {name: rewired(case) for name, case in asked.items()}
+    versions = {name: version_of(name) for name in ("onnx", "onnxscript", "onnxruntime", "torchvision")}
+    for to, name in itertools.product(options.to, asked):
+        rows.append(examine(name, asked[name], modules[name], to) | {"versions": versions})
+        console.print(f"{name} to {to}: {rows[-1]['difference']:.1e}", highlight=False)
+        if not options.no_record:
+            write_timings("exports", rows)  # again after each, so that an interruption leaves what was found
     console.print(show(rows))
-    if not options.no_record:
-        versions = {name: version_of(name) for name in ("onnx", "onnxscript", "onnxruntime", "torchvision")}
-        for row in rows:
-            row["versions"] = versions
-        console.print(f"Kept in {write_timings('exports', rows)} at commit {provenance()['commit'][:12]}")
     if any(row["difference"] > TARGET for row in rows):
         raise SystemExit(1)
 
