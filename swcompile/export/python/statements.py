@@ -59,6 +59,7 @@ class Statements:
     def lines(self, indent: int = 8) -> list[str]:
         """Return the statements, with a comment where another part of the original begins."""
         made: list[str] = []
+        last: list[str] = []
         part = ""
         for place, node in enumerate(self._own):
             begun = self._part(place)
@@ -66,10 +67,10 @@ class Statements:
                 named = [f"{' ' * indent}# {begun} ({type(self._root.get_submodule(begun)).__name__})"] if begun else []
                 made += [*([""] if made else []), *named]
                 part = begun
-            made += self._statement(node, self._own[place + 1] if place + 1 < len(self._own) else self._output, indent)
-        result = self._output.args[0]
-        if not self._own or result is not self._own[-1]:
-            made += layout.statement(f"return {literal(result, self._look)}", indent)
+            last = self._statement(node, self._own[place + 1] if place + 1 < len(self._own) else self._output, indent)
+            made += last
+        if not last or not last[0].lstrip().startswith("return "):
+            made += layout.statement(f"return {literal(self._output.args[0], self._look)}", indent)
         return made
 
     def _part(self, place: int) -> str:
@@ -106,13 +107,13 @@ class Statements:
             return layout.statement(f"{self._look(node).text} {symbol}= {self._operand(node.args[1])}", indent)
         if following is self._output and following.args[0] is node:
             return layout.statement(f"return {value}", indent)
-        if set(self._readers(node)) == {following} and not self._is_split(node):
+        if set(self._readers(node)) == {following} and not self._lends_name(node):
             self._names.passing(node)
         return layout.statement(f"{self._names[node]} = {value}", indent)
 
-    def _is_split(self, node: fx.Node) -> bool:
-        """Whether pieces of a value get names of their own, after the value's."""
-        return any(user in self._unpacked for user in node.users)
+    def _lends_name(self, node: fx.Node) -> bool:
+        """Whether other values are called after this one: its pieces, or what is written into it."""
+        return any(user in self._unpacked or (user.target in AUGMENTED and WRITES in user.meta) for user in node.users)
 
     def _readers(self, node: fx.Node) -> Iterator[fx.Node]:
         """Yield the statements in which a value is written."""
