@@ -353,3 +353,31 @@ def test_what_is_written_in_place_is_written_so() -> None:
     text = source_of(module)
     assert " += 1" in text
     assert torch.equal(twin_of(module).eval()(x), module(x))
+
+
+def test_functional_dropout_follows_the_mode_in_one_forward() -> None:
+    class Dropping(Small):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(nn.functional.dropout(self.last(self.body(self.stem(x))), 0.5, self.training).mean((2, 3)))
+
+    module, x = swnet.transform(Dropping(), torch.randn(2, 3, 8, 8), p=0.5), torch.randn(2, 3, 8, 8)
+    text = source_of(module)
+    assert "self.training" in text
+    assert text.count("def forward(self, x") == 1
+    twin = twin_of(module)
+    for training in (True, False):
+        torch.manual_seed(1)
+        wanted = module.train(training)(x)
+        torch.manual_seed(1)
+        assert torch.equal(twin.train(training)(x), wanted)
+
+
+@pytest.mark.parametrize("resample", ["max", "avg", "stride"])
+def test_maps_are_brought_down_by_more_than_two(resample: str) -> None:
+    model = Small()
+    model.body[0] = nn.MaxPool2d(4)
+    module = swnet.transform(model, torch.randn(2, 3, 16, 16), p=0.5, seed=3, resample=resample).eval()
+    assert "(x_c0, body_0)" in source_of(module)
+    for side in (16, 18, 23):
+        x = torch.randn(2, 3, side, side)
+        assert torch.equal(twin_of(module).eval()(x), module(x))
