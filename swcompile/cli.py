@@ -353,8 +353,8 @@ def transform(
         figures = api.ledger(rewired).as_dict()
         _write(target, found, rewired, _json(figures), pages, force=force)
         if graph_path is not None:
-            plan_made = api.record(rewired).plan
-            _write_graph(graph_path, api.survey(found.model, examples, leaf_modules=plan_made.leaves).graph, plan_made)
+            known = api.record(rewired)
+            _write_graph(graph_path, known.graph, known.plan)
     page = os.path.join(out, store.REPORT) if pages else None
     document = {"out": out, "report": page, "model": found.entry_name, "plan": api.record(rewired).plan.digest, "ledger": figures}
     notes = [(note["layer"], note["reason"]) for note in figures["notes"]]

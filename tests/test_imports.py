@@ -49,8 +49,7 @@ WITHOUT_TORCH = ORDER[: ORDER.index("wiring") + 1]
 INSIDE_FUNCTIONS: dict[str, set[str]] = {
     # so that --help and mistyped options answer without the second that torch takes to load
     "swcompile/cli.py": {
-        f"swcompile.{name}"
-        for name in ("api", "bench", "export", "graphfile", "modelfile", "plan", "report", "store", "tables")
+        f"swcompile.{name}" for name in ("api", "bench", "export", "graphfile", "modelfile", "plan", "report", "store", "tables")
     },
 }
 """Imports inside functions, by file, each with its reason."""
