@@ -114,6 +114,17 @@ def _metrics(rows: Sequence[Row]) -> str:
     return f"{min(ours):.1f} to {max(ours):.1f} s; C {faster['C']:.0f} and L {faster['L']:.0f} times as fast as igraph"
 
 
+def _exports(rows: Sequence[Row]) -> str:
+    worst: dict[str, float] = {}
+    for row in rows:
+        worst[row["to"]] = max(worst.get(row["to"], 0.0), float(row["difference"]))
+    return "; ".join(f"{form} {difference:.1e}" for form, difference in worst.items()) + f" ({len(rows)} exports)"
+
+
+def _reports(rows: Sequence[Row]) -> str:
+    return "; ".join(f"{row['name']} {row['bytes'] / 1e6:.2f} MB, open in {row['open_seconds']:.2f} s" for row in rows)
+
+
 QUESTIONS = (
     Question(
         "Training step of ResNet-18 on 32x32 images, batch 32, p = 0.3 (the target is 1.10)",
@@ -150,6 +161,14 @@ QUESTIONS = (
     Question(
         "Clustering and path lengths of VGG16's graph (1.6 million edges), exact, one core",
         "python -m benchmarks.bench_metrics", "*/bench_metrics.json", _metrics,
+    ),
+    Question(
+        "Ten architectures exported: largest difference from the module, as a part of its largest output, in float32",
+        "python -m benchmarks.exports", "*/exports.json", _exports,
+    ),
+    Question(
+        "Size of `report.html`, and until a browser shows it",
+        "python -m benchmarks.bench_report", "*/bench_report.json", _reports,
     ),
 )  # fmt: skip
 """bench_scores and bench_lower were run by earlier versions on another machine, too: the README has the newest."""

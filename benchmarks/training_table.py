@@ -42,7 +42,7 @@ def _rows(group: Group) -> Iterator[list[str]]:
     found = {(one.arm, one.share): one.ratios for one in compared(group, ("step", "seconds"))}
     yield [_what(group), ORIGINAL, _error(group.originals), "1", "1", "1", _by(group)]
     for arm, runs in group.arms.items():
-        if arm != ORIGINAL:
+        if arm != ORIGINAL and not runs[0].records[0].get("variant"):
             half, end = found[arm, HALF], found[arm, END]
             yield ["", arm, _error(runs), _times(half["step"]), _times(end["step"]), _times(end["seconds"]), ""]
 

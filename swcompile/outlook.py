@@ -1,7 +1,7 @@
 """What is known in advance about who gains from rewiring: a rule of thumb from a network's structure, with what it rests on.
 
-It rests on published numbers, not on a fit of our own: `python -m benchmarks.report` judges predictors on models left out, and
-has too few models yet to replace it.
+It rests on published numbers, not on a fit of our own. `python -m benchmarks.report` judges it on curves of slim networks, and on
+models left out: five models are too few to replace it, and the one with additive shortcuts, ResNet-20, gained all the same.
 """
 
 from __future__ import annotations
@@ -57,5 +57,6 @@ def outlook(graph: LayerGraph, *, normed: bool) -> str | None:
         f"It may gain little: it has norms, and shortcuts already ({found.longest} layers on its longest path, {found.shortest} on "
         "its shortest). In published data of relational-graph networks, other wirings reached the baseline's error of epoch 30 of "
         "100 a median 1.2 to 1.67 times sooner, but its final error only 1.04 to 1.10 times; SWNet reports 1.31 times for "
-        "ResNet-18 (arXiv 1904.04862, without seeds). This is a rule of thumb: no curves of ours test it at equal parameters yet."
+        "ResNet-18 (arXiv 1904.04862, without seeds). This is a rule of thumb. Of ours, trained for 7 epochs on 10,000 images, a "
+        "slim DenseNet gained nothing (at most 1.04 times), a slim ResNet-20 did (1.82 times)."
     )

@@ -537,3 +537,15 @@ def test_an_output_folder_that_cannot_be_written(refused, monkeypatch):
 def test_leaf_modules_of_the_wrong_kind(leaves: object) -> None:
     with pytest.raises(swnet.SwnetError, match=r"leaf_modules=.* was given; give a list of paths"):
         swnet.transform(nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8)), torch.zeros(2, 8), leaf_modules=leaves)
+
+
+# Names that torch.fx cannot write
+
+
+@pytest.mark.parametrize("name", ["class", "None", 'q"q', "a\\"])
+def test_a_layer_whose_name_is_no_python(name):
+    model = nn.Sequential(nn.Linear(16, 16), nn.ReLU())
+    model.add_module(name, nn.Linear(16, 16))
+    model.add_module("last", nn.Linear(16, 16))
+    with pytest.raises(SwnetError, match=r"which torch\.fx cannot write into code.*Give it another name"):
+        swnet.transform(model, torch.randn(2, 16), p=0.5)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,12 @@ from benchmarks import cpu_table, readme
 from benchmarks.record import RESULTS
 
 TEXT = readme.README.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("file", sorted(readme.README.parent.glob("*.md")), ids=lambda file: file.name)
+def test_every_link_to_a_file_leads_somewhere(file: Path) -> None:
+    targets = re.findall(r"\]\((?!https?:|#)([^)#\s]+)", file.read_text(encoding="utf-8"))
+    assert not [target for target in targets if not (file.parent / target).exists()]
 
 
 def test_the_readme_has_the_tables_of_now() -> None:

@@ -246,7 +246,7 @@ def changes(group: Group) -> list[Change]:
     return [
         _change(group, arm, bases[_wiring(runs[0])])
         for arm, runs in group.arms.items()
-        if (_changed(runs[0]) or _plain(runs[0])) and bases.get(_wiring(runs[0]), arm) != arm
+        if (_plain(runs[0]) or (_changed(runs[0]) and _p(runs[0]) == BASE_P)) and bases.get(_wiring(runs[0]), arm) != arm
     ]
 
 

@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
+from benchmarks.lab.grids import GRIDS
 from benchmarks.reporting.curves import COSTS, FRACTIONS, ORIGINAL, Group, Run
 from benchmarks.reporting.foretold import judge, known, rows, sentences
-from benchmarks.reporting.judged import PAPER, Compared, judged, ours
+from benchmarks.reporting.judged import PAPER, TRIALS, Compared, judged, ours
 from benchmarks.reporting.ratios import Change, Comparison, behind, changes, contrasts
 from benchmarks.reporting.regression import CHANGE, FEWEST_MODELS, FIGURES, Point, fit, predictors, sets
 
@@ -95,18 +96,21 @@ def targets(compared: Compared) -> str:
 
 def sizes(group: Group) -> str:
     """Return the table of nets that were pruned to a budget, by size, and which is the smallest that matches the original."""
-    pruned = [arm for arm, runs in group.arms.items() if runs[0].records[0].get("params_budget") is not None]
+    first = {arm: runs[0].records[0] for arm, runs in group.arms.items()}
+    pruned = [arm for arm, one in first.items() if one.get("params_budget") is not None and one["p"] > 0]
     if len(pruned) < 2:
         return ""
     pruned.sort(key=lambda arm: (float(group.arms[arm][0].last["params"]), arm))
     above = {arm: behind(group, arm) for arm in pruned}
     rows = [(arm, f"{group.arms[arm][0].last['params']:,.0f}", _points(*above[arm])) for arm in pruned]
-    found = next((arm for arm in pruned if above[arm][0] <= 0), None)
-    said = f"{found} is the smallest whose mean error is no higher than the original's." if found else _NONE_MATCHES
+    found = next((arm for arm in pruned if 100 * sum(above[arm]) <= MARGIN), None)
+    said = f"{found} is the smallest of which it is shown that its error is at most {MARGIN:g} point above the original's."
+    said = said if found else f"Of none of them it is shown that its error is at most {MARGIN:g} point above the original's."
     return f"{markdown(('arm', 'parameters', 'points of error above the original'), rows)}\n{said}\n"
 
 
-_NONE_MATCHES = "None of them has a mean error as low as the original's."
+MARGIN = 1.0
+"""Points of test error: the upper end of the interval must lie within them for a size to match."""
 
 
 def tried(compared: Compared, grid: str) -> str:
@@ -120,7 +124,16 @@ def tried(compared: Compared, grid: str) -> str:
     arms = dict.fromkeys(arm for _, found in groups for arm in found)
     says = verdict if grid == DECIDES else picked
     rows = [_tried([found.get(arm) for _, found in groups], says) for arm in arms]
-    return markdown([*headings, "decided" if grid == DECIDES else "tried again"], rows)
+    told = _missing(grid, [group for group, _ in groups])
+    return markdown([*headings, "decided" if grid == DECIDES else "tried again"], rows) + (f"\n{told}\n" if told else "")
+
+
+def _missing(grid: str, groups: Sequence[Group]) -> str:
+    """Say which arms a grid declares that were not run."""
+    there = {(group.model, arm) for group in groups for arm in group.arms}
+    declared = ((task.model, arm.name) for task in GRIDS[grid].tasks for arm in task.arms) if grid in GRIDS else ()
+    missing = [f"{arm} of {model}" for model, arm in declared if (model, arm) not in there]
+    return f"Declared and not run: {', '.join(missing)}." if missing else ""
 
 
 def _tried(found: Sequence[Change | None], says: Callable[[Sequence[Change]], str]) -> list[str]:
@@ -140,16 +153,24 @@ DECIDES = "policy-again"
 
 
 def picked(found: Sequence[Change]) -> str:
-    """Say whether a choice is tried again: where its mean final error is lower in every pair of model and data."""
-    return "yes" if all(one.error > 0 for one in found) else "no"
+    """Say whether a choice is tried again: where its mean final error is lower in every pair of model and data that it changes.
+
+    A pair in which all curves end alike is none that it changes: an MLP brings no map to another resolution.
+    """
+    changed = [one for one in found if one.error or one.within]
+    return "yes" if changed and all(one.error > 0 for one in changed) else "no"
 
 
 def verdict(found: Sequence[Change]) -> str:
     """Say what becomes of a choice: "kept" where it is better in some pair of model and data and worse in none, else "dropped".
 
+    Nothing is decided before every pair is there.
+
     Better is an interval of the ratio at the final target that lies above 1, or of the error's difference that lies above 0, and
     worse one that lies below.
     """
+    if len(found) < len(GRIDS[DECIDES].tasks):
+        return "undecided"
     better = [name for one in found for name, (low, _) in _intervals(one) if low > 0]
     worse = [name for one in found for name, (_, high) in _intervals(one) if high < 0]
     if worse:
@@ -199,10 +220,26 @@ def points(compared: Compared, figures: Figures, share: float) -> list[Point]:
     for group, every in compared:
         original = figures(group.originals)
         for one in every:
-            found = None if one.share != share or one.arm == ORIGINAL else figures(group.arms[one.arm])
+            skipped = one.share != share or one.arm == ORIGINAL or tried_only(group, one.arm)
+            found = None if skipped else figures(group.arms[one.arm])
             if found is not None and original is not None and one.ratios["step"].bound != "?":
-                made.append(Point(group.model, one.arm, math.log(one.ratios["step"].value), predictors(found, original)))
+                made.append(Point(family(group.model), one.arm, math.log(one.ratios["step"].value), predictors(found, original)))
     return made
+
+
+def tried_only(group: Group, arm: str) -> bool:
+    """Say whether an arm says nothing new of figures: a trial, which has the graph of another, or a run of another grid again."""
+    first = group.arms[arm][0].records[0]
+    return group.grid.startswith(TRIALS) or bool(first.get("variant") or first.get("rewire_every"))
+
+
+def family(model: str) -> str:
+    """Return what networks of one architecture and several sizes are called alike.
+
+    >>> family("slim_cnn21"), family("plain_cnn41"), family("resnet18_small")
+    ('cnn', 'cnn', 'resnet')
+    """
+    return model.removeprefix("slim_").removeprefix("plain_").removesuffix("_small").rstrip("0123456789")
 
 
 def regression(compared: Compared, figures: Figures) -> str:

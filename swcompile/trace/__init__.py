@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import keyword
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ from torch import fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from swcompile.collector import collector_paused
-from swcompile.errors import SwnetError
+from swcompile.errors import SwnetError, shown
 from swcompile.graph import LayerGraph
 from swcompile.trace.attributes import caches
 from swcompile.trace.capture import Capture, Island, Steps, Subject, capture, tidy
@@ -149,6 +150,7 @@ def _paths(model: nn.Module, leaves: Iterable[str]) -> frozenset[str]:
 
 def _trace(subject: Subject, inferred: bool) -> Traced:
     captured = capture(subject)
+    _refuse_unspellable(captured)
     root, bare, example, mode = subject.root, subject.bare, subject.example, subject.mode
     in_place = _purify(captured, bare)
     graph = _layer_graph(captured.train_graph, root, bare, example, mode)
@@ -172,6 +174,21 @@ def _trace(subject: Subject, inferred: bool) -> Traced:
         subject.leaves,
         eval_layers,
     )
+
+
+def _refuse_unspellable(captured: Capture) -> None:
+    """Raise SwnetError where torch.fx could not write down what a graph calls: it writes names into code as they are."""
+    for graph in filter(None, (captured.train_graph, captured.eval_graph)):
+        for node in graph.nodes:
+            if node.op in ("call_module", "get_attr") and any(map(_is_unspellable, str(node.target).split("."))):
+                raise SwnetError(
+                    f"A part of the model is called {shown(node.target)}, which torch.fx cannot write into code: a name in it is a "
+                    "word of Python's own, or has quotes, backslashes or line breaks. Give it another name."
+                )
+
+
+def _is_unspellable(name: str) -> bool:
+    return keyword.iskeyword(name) or bool(set(name) & set('"\\\n\r'))
 
 
 def _unreached(captured: Capture) -> Iterator[tuple[str, str]]:
