@@ -57,8 +57,8 @@ what each is); seeds are paired. Above 1 it is sooner. What has a lower mean fin
 again with other seeds, and those alone decide: what is better in some pair, by its 95% interval, and worse in none becomes a
 default. Of choices that change nothing about one in twelve would pass that. The images are the same in both grids. The second grid
 was added when 69 of the 90 curves of the first were there (until then, better in some pair and worse in none was to be enough): it
-asks for more, and the first picked what the earlier rule would have kept. only-1x1 was tried on slim_mobilenet (grid breadth) alone, of
-which `block` rewires nothing but 1x1 layers anyway: no answer.
+asks for more, and the first picked what the earlier rule would have kept. only-1x1 was tried on slim_mobilenet (grid breadth),
+of which `block` rewires nothing but 1x1 layers anyway: that is no answer.
 """
 
 
