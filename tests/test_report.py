@@ -465,3 +465,13 @@ def test_the_report_on_the_kept_curves_says_what_they_show() -> None:
     assert "### densenet40-short: densenet40, cifar10, one-cycle" in decaying
     assert "| small-world-98K | 3 | 97,996 |" in decaying
     assert files["ratios.svg"].startswith("<?xml")
+
+
+def test_the_report_that_is_kept_is_what_the_curves_say() -> None:
+    folder = RESULTS / "convergence"
+    made = report.report(read([folder]), "python -m benchmarks.report benchmarks/results/convergence")
+    kept = {file.name: file.read_text(encoding="utf-8") for file in (folder / "report").iterdir()}
+    assert made.keys() == kept.keys()
+    assert [name for name in made if made[name] != kept[name]] == [], (
+        "run python -m benchmarks.report benchmarks/results/convergence"
+    )
