@@ -5,9 +5,9 @@
     "auto"      the larger of .2 and the knee of L: the smallest p at which L has made 90% of its whole fall
 
 In the grid `policy` (benchmarks.lab.grids; a slim plain net and an MLP) p = .15 was no better than .3. p = 1 and sources drawn far
-away ended at a lower error, and did not with five other seeds (`policy-again`), so that nothing was changed for them. No other choice
-of the wiring's (resample, block size, p by depth, a factor for each tap) was shown to be better than the default, and average pooling
-was worse: see the convergence report.
+away ended at a lower error, but not with five other seeds (`policy-again`), so nothing was changed for them. No other choice of the
+wiring's (resample, block size, p by depth, a factor for each tap) was shown to be better than the default, and average pooling was
+worse: see the convergence report.
 """
 
 from __future__ import annotations
