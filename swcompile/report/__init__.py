@@ -15,10 +15,9 @@ Drawing needs the extra `report`; what is imported here does not.
 from __future__ import annotations
 
 import importlib
-import importlib.util
 from typing import Any
 
-from swcompile.errors import SwnetError
+from swcompile.errors import SwnetError, first_line
 from swcompile.report.facts import Facts, by_stage
 from swcompile.report.repeat import command
 
@@ -29,17 +28,30 @@ INSTALL = "pip install 'swcompile[report]'"
 
 
 def missing() -> str | None:
-    """Return the package that a report needs and that is not installed, None where all are."""
-    return next((name for name in NEEDS if importlib.util.find_spec(name) is None), None)
+    """Return the package that a report needs and that cannot be imported, None where all can."""
+    return next((name for name in NEEDS if _failure(name) is not None), None)
+
+
+def _failure(name: str) -> ImportError | None:
+    """Return why a package cannot be imported: one may be installed, and not fit the numpy beside it."""
+    try:
+        importlib.import_module(name)
+    except ImportError as error:
+        return error
+    return None
 
 
 def absent() -> str:
-    """Say in a sentence what is not installed, and how to get it."""
-    return f"a report is drawn by {missing()}, which is not installed. Install it: {INSTALL}."
+    """Say in a sentence what cannot be imported, and how to get it."""
+    name = missing()
+    error = None if name is None else _failure(name)
+    if error is None or isinstance(error, ModuleNotFoundError):
+        return f"a report is drawn by {name}, which is not installed. Install it: {INSTALL}."
+    return f"a report is drawn by {name}, which cannot be imported ({first_line(error)}). Install it anew: {INSTALL}."
 
 
 def require() -> None:
-    """Raise SwnetError where what draws a report is not installed."""
+    """Raise SwnetError where what draws a report cannot be imported."""
     if missing() is not None:
         raise SwnetError(f"There is no report: {absent()}")
 
