@@ -59,7 +59,8 @@ class Record:
     """What a rewired module remembers: the plan it carries out, the inputs it was traced with, its ledger, the original's graph.
 
     `curve` is the one over p that a policy chose by, None where none did. `census` is the original as counted, kept where masks may
-    come to be others in training.
+    come to be others in training. `origin` says where the plan is from: "options" (of `transform`), "plan" (given to `apply` or
+    `load`) or "training", in which links were moved; `calibrated`, whether norms took their statistics anew.
     """
 
     plan: Plan
@@ -68,6 +69,8 @@ class Record:
     graph: LayerGraph
     curve: Curve | None = None
     census: Census | None = None
+    origin: str = "options"
+    calibrated: bool = False
 
     @property
     def example_shapes(self) -> tuple[tuple[tuple[int, ...], torch.dtype], ...]:
@@ -485,7 +488,7 @@ def facts(subject: object, command: str | None = None) -> Facts:
         found.plan,
         (counted.before.as_dict(), counted.after.as_dict()),
         _swept(found),
-        _provenance(found.plan, found.example, command),
+        _provenance(found.plan, found.example, command or _call(found), found.plan.digest),
         notes=note_pairs(counted.notes),
         remarks=(*_about_opaque(counted.opaque), *certificate, *map(str, counted.lowered)),
     )
@@ -502,7 +505,7 @@ def _foreseen(analysis: Analysis, command: str | None) -> Facts:
         made,
         foresee(graph, made, analysis.figures),
         Sweep(analysis.p, options.p, analysis.curve, ". ".join(chosen)),
-        _provenance(made, analysis.example, command),
+        _provenance(made, analysis.example, command or repeat.call(made, _inputs_as_code(analysis.example))),
         notes=(*note_pairs(made.notes), *analysis.unreached),
         remarks=(*_about_opaque(analysis.opaque), *([analysis.outlook] if analysis.outlook else [])),
         foreseen=True,
@@ -518,20 +521,48 @@ def _swept(found: Record) -> Sweep:
     return Sweep(options.number, policy, curve, explain(curve, policy) if policy in P_POLICIES else "")
 
 
-def _provenance(made: Plan, example: Example, command: str | None) -> Provenance:
-    inputs = ", ".join(_as_code(item) for item in example)
-    call = repeat.call(made, inputs if len(example) == 1 else f"({inputs})", NEEDS.get(made.options.score, ()))
+def _provenance(made: Plan, example: Example, command: str, digest: str = "") -> Provenance:
+    """Return what repeats a result; the plan of an analysis has no digest, since notes of tracing and policy are still to come."""
     versions = ("swcompile", store.version()), ("torch", torch.__version__.split("+")[0]), ("Python", platform.python_version())
-    shown = tuple(map(str, example))
-    return Provenance(command or call, shown, versions, made.options.seed, made.digest)
+    return Provenance(command, tuple(map(str, example)), versions, made.options.seed, digest)
+
+
+def _call(found: Record) -> str:
+    """Return the call that gives a plan again, and so its digest."""
+    inputs = _inputs_as_code(found.example)
+    if found.origin != "options":
+        return repeat.applied(inputs, moved=found.origin == "training")
+    given = (*NEEDS.get(found.plan.options.score, ()), *(["calibrate"] if found.calibrated else []))
+    return repeat.call(found.plan, inputs, given)
+
+
+def _inputs_as_code(example: Example) -> str:
+    """Return example inputs as Python code that makes some like them; by their name where they hold what has no such code."""
+    try:
+        items = [_as_code(item) for item in example]
+    except ValueError:
+        return "example_inputs"
+    return items[0] if len(items) == 1 and not isinstance(example[0], tuple | list) else _tuple_of(items)
 
 
 def _as_code(item: object) -> str:
-    """Return an example input as Python code that makes one like it."""
-    if not isinstance(item, Spec):
-        return "example_input"
-    kind = "" if item.dtype == torch.float32 else f", dtype={item.dtype}"
-    return f"torch.zeros({', '.join(map(str, item.shape))}{kind})"
+    """Return one example input as Python code. Raises ValueError for an object of a class that is not Python's own."""
+    if isinstance(item, Spec):
+        kind = "" if item.dtype == torch.float32 else f", dtype={item.dtype}"
+        sizes = ", ".join(map(str, item.shape)) or "()"
+        return f"torch.zeros({sizes}{kind})"
+    if type(item) is dict:
+        return f"{{{', '.join(f'{_as_code(key)}: {_as_code(value)}' for key, value in item.items())}}}"
+    if type(item) is list or type(item) is tuple:
+        items = [_as_code(one) for one in item]
+        return f"[{', '.join(items)}]" if type(item) is list else _tuple_of(items)
+    if item is None or type(item) in (bool, int, str) or (type(item) is float and np.isfinite(item)):
+        return repr(item)
+    raise ValueError(f"no code for a {type(item).__name__}")
+
+
+def _tuple_of(items: Sequence[str]) -> str:
+    return f"({', '.join(items)}{',' if len(items) == 1 else ''})"
 
 
 def _about_opaque(operations: Sequence[tuple[str, str]]) -> list[str]:
@@ -553,7 +584,7 @@ def record(module: nn.Module) -> Record:
         return found
     plan = remasked(found.plan, found.census.graph, masks)
     counted = check(module, plan, found.census, found.example)
-    module.swcompile = replace(found, plan=plan, ledger=replace(counted, certificate=found.ledger.certificate))
+    module.swcompile = replace(found, plan=plan, ledger=replace(counted, certificate=found.ledger.certificate), origin="training")
     current: Record = module.swcompile
     return current
 
@@ -712,7 +743,8 @@ def _carry_out(traced: Traced, made: Plan, curve: Curve | None = None, *, fresh:
     restore_in_place(traced)
     module = RewiredModule.assemble(traced.root, traced.train_graph, traced.eval_graph)
     ledger = check(module, made, counted, traced.example, fresh=fresh)
-    module.swcompile = Record(made, traced.example, ledger, counted.graph, curve, counted if made.masks() else None)
+    kept, origin = counted if made.masks() else None, "options" if fresh else "plan"
+    module.swcompile = Record(made, traced.example, ledger, counted.graph, curve, kept, origin)
     return module
 
 
@@ -733,7 +765,8 @@ def _with_statistics(module: RewiredModule, batches: Iterable[Any] | None) -> Re
         _log.warning("%s", said)
     else:
         return module
-    module.swcompile = replace(found, ledger=replace(found.ledger, notes=(*found.ledger.notes, Note("*", said))))
+    counted = replace(found.ledger, notes=(*found.ledger.notes, Note("*", said)))
+    module.swcompile = replace(found, ledger=counted, calibrated=batches is not None)
     return module
 
 

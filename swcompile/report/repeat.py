@@ -38,6 +38,19 @@ def call(plan: Plan, inputs: str, given: Sequence[str] = ()) -> str:
     return f"swnet.transform({', '.join(['model', inputs, *options, *leaves, *(f'{name}={name}' for name in given)])})"
 
 
+def applied(inputs: str, *, moved: bool) -> str:
+    """Return the call that carries out a plan which no call of swnet.transform makes: it was given, or links `moved` in training.
+
+    >>> print(applied("torch.zeros(1, 3, 32, 32)", moved=False))
+    # plan.json is the plan that was given, as swnet.save writes it.
+    swnet.apply(model, swnet.Plan.read('plan.json'), torch.zeros(1, 3, 32, 32))
+    """
+    said = "is the plan that was given"
+    if moved:
+        said = "holds the links of now: they were moved in training, and no call of swnet.transform gives them. It is the plan"
+    return f"# plan.json {said}, as swnet.save writes it.\nswnet.apply(model, swnet.Plan.read('plan.json'), {inputs})"
+
+
 def command(context: click.Context) -> str:
     """Return the command line that is running, with the seed, and without what only says how to print.
 
