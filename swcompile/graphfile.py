@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from swcompile.errors import SwnetError
 from swcompile.graph import Layer, LayerGraph, Run
 from swcompile.plan import LayerWiring, Plan
+from swcompile.report.local import local_file
 
 Reads = dict[int, int]
 """How many channels are read of each producer."""
@@ -82,7 +83,7 @@ def _facts(graph: LayerGraph, layer: Layer, stages: Mapping[int, int]) -> dict[s
         "groups": layer.groups,
         "reads": "x".join(map(str, shape)),
         "stage": stages[layer.positions],
-        "where": layer.where,
+        "where": local_file(layer.where),
     }
 
 

@@ -8,7 +8,7 @@ import sysconfig
 import pytest
 
 import swnet
-from swcompile import api
+from swcompile import api, graphfile
 from swcompile.report.facts import by_stage
 from swcompile.report.local import local, local_file
 from tests import zoo
@@ -51,6 +51,27 @@ def test_files_are_named_as_a_user_types_them():
     assert local_file("/home/somebody/net.py:3") == "net.py:3"
     assert local("sort (/home/somebody/net.py:3) and 1/2: no file") == "sort (net.py:3) and 1/2: no file"
     assert "somebody" not in str(facts_of(residual()))
+
+
+@pytest.mark.parametrize("folder", ["/home/J D", "/home/J. D. (old)", "/home/J D/a, b"])
+def test_folders_with_spaces_are_left_out_whole(folder):
+    assert local_file(f"{folder}/m5.py:13") == "m5.py:13"
+    assert local(f"{folder}/m5.py:13") == "m5.py:13"
+    said = f"the forward calls sort ({folder}/m5.py:13) and then cumsum ({folder}/m5.py:14), 1/2 of it"
+    assert local(said) == "the forward calls sort (m5.py:13) and then cumsum (m5.py:14), 1/2 of it"
+
+
+def test_packages_in_the_working_directory_are_named_as_packages(monkeypatch):
+    """As where an environment lies in the project's own folder."""
+    installed = sysconfig.get_path("purelib")
+    monkeypatch.chdir(os.path.dirname(installed))
+    assert local_file(f"{installed}/torchvision/models/resnet.py:9") == "torchvision/models/resnet.py:9"
+    assert local_file(f"{os.getcwd()}/net.py:3") == "net.py:3"
+
+
+def test_a_graph_file_names_no_folder_of_this_machine():
+    assert "somebody" not in str(dict(graphfile.as_networkx(residual()).nodes(data=True)))
+    assert graphfile.as_networkx(residual()).nodes["stem"]["where"] == "net.py:4"
 
 
 def test_the_curve_that_a_policy_chose_by_is_not_counted_again(monkeypatch):

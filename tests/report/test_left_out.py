@@ -67,7 +67,7 @@ def test_a_matplotlib_that_does_not_import_is_missing(folder, monkeypatch, capsy
     assert transform() == 0
     why = "a report is drawn by matplotlib, which cannot be imported (numpy.core.multiarray failed to import). Install it anew"
     assert f"report.html was left out: {why}" in " ".join(capsys.readouterr().out.split())
-    with pytest.raises(swnet.SwnetError, match="There is no report: .*cannot be imported"):
+    with pytest.raises(swnet.SwnetError, match=r"There is no report: .*cannot be imported"):
         report.require()
 
 
