@@ -1,6 +1,7 @@
 """The report: one HTML page of a network before and after, and its figures as PNG and SVG.
 
-    facts.py, links.py, profiles.py    from a layer graph, a plan and figures to plain data: no torch, no matplotlib
+    facts.py, links.py, profiles.py,
+    sizes.py                           from a layer graph, a plan and figures to plain data: no torch, no matplotlib
     local.py                           names of files, without the folders of this machine
     repeat.py                          the call or the command that gives the same again
     network.py ... degrees.py          one figure each, drawn by matplotlib

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from swcompile.graph import Feature, Layer, LayerGraph
 from swcompile.metrics import Figures, measure
 from swcompile.plan import Note, Plan
-from swcompile.report.links import Link, Shortcut, links, shortcuts, stops
+from swcompile.report.links import Link, Shortcut, links, shortcuts
 from swcompile.report.local import local, local_file
 from swcompile.report.profiles import Profile, planned, profile
+from swcompile.report.sizes import Size, idle, size_of, sizes
 from swcompile.wiring import Curve
 
 Figured = Mapping[str, object]
@@ -25,19 +26,17 @@ NO_SIZE = "vectors"
 class Stop:
     """An input or a layer (swcompile.report.links), and what a reader wants to know of it.
 
-    `stage` is the number of its stage, `reads` and `makes` are channels, `size` the height and width (or tokens) that it reads.
+    `stage` is the number of its stage, `size` the height and width (or tokens) that it reads; `before` and `after` say how large
+    it is itself.
     """
 
     name: str
     kind: str
     stage: int
-    reads: int
-    makes: int
     size: str
+    before: Size
+    after: Size
     kernel: str = ""
-    groups: int = 1
-    weights: int = 0
-    macs: int = 0
     where: str = ""
     refused: str = ""
 
@@ -134,7 +133,7 @@ def gather(
 ) -> Facts:
     """Return the facts of a network under a plan (none: as it stands); `sides` are its figures before and after."""
     reasons = tuple(dict.fromkeys((name, local(reason)) for name, reason in notes))
-    rows, stages = _stops(graph, _joined(reasons))
+    rows, stages = _stops(graph, sizes(graph, plan), _joined(reasons))
     after = None if plan is None else profile(planned(graph, plan))
     return Facts(
         model=model,
@@ -164,28 +163,18 @@ def foresee(graph: LayerGraph, plan: Plan, before: Figures) -> tuple[Figured, Fi
     promised = plan.promise
     after = measure(planned(graph, plan))
     first = {"params": graph.params, "macs": graph.macs, "links": sum(layer.links for layer in graph.layers)}
+    resting, found = idle(graph, plan), sizes(graph, plan)
     second = {
         "params": graph.params + promised.params,
-        "macs": graph.macs + promised.macs,
-        "links": _links_left(graph, plan),
+        "macs": graph.macs + promised.macs - sum(size_of(layer).macs for layer in graph.layers if layer.name in resting),
+        "links": sum(found[each.name].weights // each.kernel_area for each in graph.layers if each.name not in resting),
         "p_requested": plan.requested_p,
         "p_achieved": promised.p,
     }
     return first | before.as_dict(), second | after.as_dict()
 
 
-def _links_left(graph: LayerGraph, plan: Plan) -> int:
-    """Return how many links, pairs of an input and an output channel, a plan leaves."""
-    at = stops(graph)
-    wirings = {wiring.layer: wiring for wiring in plan.layers}
-    outputs = {
-        int(at[layer.producer]): (wirings[layer.name].out(layer) if layer.name in wirings else layer.out_channels) // layer.groups
-        for layer in graph.layers
-    }
-    return round(sum(link.after * max(outputs[link.reader], 1) for link in links(graph, plan)))
-
-
-def _stops(graph: LayerGraph, reasons: Mapping[str, str]) -> tuple[tuple[Stop, ...], tuple[str, ...]]:
+def _stops(graph: LayerGraph, after: Mapping[str, Size], reasons: Mapping[str, str]) -> tuple[tuple[Stop, ...], tuple[str, ...]]:
     """Return the stops in order, and the names of their stages."""
     layers = {layer.producer: layer for layer in graph.layers}
     stages: dict[str, int] = {}
@@ -194,26 +183,23 @@ def _stops(graph: LayerGraph, reasons: Mapping[str, str]) -> tuple[tuple[Stop, .
         layer = layers.get(index)
         if layer is not None:
             size = _size(graph.feature_by_name[layer.feature])
-            made.append(_stop(layer, size, stages.setdefault(size, len(stages)), reasons.get(layer.name, "")))
+            stage = stages.setdefault(size, len(stages))
+            made.append(_stop(layer, after[layer.name], size, stage, reasons.get(layer.name, "")))
         elif producer.kind == "input":
-            size = _input_size(graph, index)
-            made.append(Stop(producer.name, "input", stages.setdefault(size, len(stages)), 0, producer.channels, size))
+            size, own = _input_size(graph, index), Size(0, producer.channels)
+            made.append(Stop(producer.name, "input", stages.setdefault(size, len(stages)), size, own, own))
     return tuple(made), tuple(stages)
 
 
-def _stop(layer: Layer, size: str, stage: int, refused: str) -> Stop:
-    weights = layer.links * layer.kernel_area
+def _stop(layer: Layer, after: Size, size: str, stage: int, refused: str) -> Stop:
     return Stop(
         name=layer.name,
         kind=layer.kind,
         stage=stage,
-        reads=layer.in_channels,
-        makes=layer.out_channels,
         size=size,
+        before=size_of(layer),
+        after=after,
         kernel="x".join(map(str, layer.kernel_size)),
-        groups=layer.groups,
-        weights=weights,
-        macs=weights * layer.positions,
         where=local_file(layer.where),
         refused=refused,
     )

@@ -85,11 +85,18 @@ def _data(facts: Facts, drawings: Sequence[Drawing]) -> dict[str, Any]:
 
 def _words(stop: Stop) -> str:
     """Say what a stop is in one line."""
+    before, after = stop.before, stop.after
     if stop.kind == "input":
-        return f"input, {stop.makes:,} channels, {stop.size}"
+        return f"input, {before.makes:,} channels, {stop.size}"
     kernel = f" {stop.kernel}" if stop.kernel else ""
-    groups = f", {stop.groups} groups" if stop.groups > 1 else ""
-    return f"{stop.kind}{kernel}, {stop.reads:,} to {stop.makes:,} channels{groups}, reads {stop.size}"
+    ends = " → ".join(dict.fromkeys(f"{size.reads:,} to {size.makes:,}" for size in (before, after)))
+    groups = f", {_change(before.groups, after.groups)} groups" if before.groups > 1 else ""
+    return f"{stop.kind}{kernel}, {ends} channels{groups}, reads {stop.size}"
+
+
+def _change(before: int, after: int) -> str:
+    """Return a count, and where a plan changes it, what it becomes."""
+    return " → ".join(dict.fromkeys((f"{before:,}", f"{after:,}")))
 
 
 def _rounded(value: float) -> float | int | None:
@@ -134,12 +141,14 @@ def _layer_rows(facts: Facts) -> list[Row]:
             str(place),
             stop.name,
             stop.kind,
-            f"{stop.reads:,}" if stop.reads else "",
-            f"{stop.makes:,}",
-            " ".join(filter(None, (stop.kernel, f"/{stop.groups}" if stop.groups > 1 else ""))),
+            _change(stop.before.reads, stop.after.reads) if stop.before.reads else "",
+            _change(stop.before.makes, stop.after.makes),
+            " ".join(
+                filter(None, (stop.kernel, f"/{_change(stop.before.groups, stop.after.groups)}" if stop.before.groups > 1 else ""))
+            ),
             stop.size,
-            f"{stop.weights:,}" if stop.weights else "",
-            f"{stop.macs:,}" if stop.macs else "",
+            _change(stop.before.weights, stop.after.weights) if stop.before.weights else "",
+            _change(stop.before.macs, stop.after.macs) if stop.before.macs else "",
             *(f"{round(channels):,}" if channels else "" for channels in sums[place]),
             *(tables.figure(one.distance[place]) for one in profiles),
             stop.where,

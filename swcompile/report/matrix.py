@@ -56,7 +56,7 @@ def _squares(axes: Any, facts: Facts, side: str, colour: str, *, filled: bool) -
     shades: dict[float, list[Link]] = {}
     for link in facts.links:
         if getattr(link, side) > 0:
-            share = getattr(link, side) / max(facts.stops[link.reader].reads, 1)
+            share = getattr(link, side) / max(facts.stops[link.reader].before.reads, 1)
             shades.setdefault(0.35 + 0.65 * round(4 * min(share, 1)) / 4, []).append(link)
     for shade, found in sorted(shades.items()):
         path = _path(found, max(0.92 if filled else 0.8, least))

@@ -17,7 +17,12 @@ from tests.report.networks import facts_of, residual
 
 @pytest.mark.parametrize(
     ("build", "options"),
-    [(zoo.resnet_basic, {"p": 0.4}), (zoo.densenet, {"p": 0.3, "density": 0.6}), (zoo.mlp, {"wiring": "kernel"})],
+    [
+        (zoo.resnet_basic, {"p": 0.4}),
+        (zoo.densenet, {"p": 0.3, "density": 0.6}),
+        (zoo.mlp, {"wiring": "kernel"}),
+        (zoo.resnet_basic, {"p": 0.3, "wiring": "kernel", "skips": "remove"}),
+    ],
 )
 def test_an_analysis_foresees_the_ledger(build, options):
     """Figures before anything was rewired are those that are counted afterwards."""
@@ -40,7 +45,7 @@ def test_stages_are_the_sizes_that_layers_read():
     assert [facts.stages[stop.stage] for stop in facts.stops] == ["16x16"] * 6 + ["8x8"] * 4 + ["vectors"]
     rows = list(by_stage(facts))
     assert [row[:2] for row in rows] == [("16x16", 5), ("8x8", 4), ("vectors", 1)]
-    assert sum(row[2] + row[4] for row in rows) == sum(stop.reads for stop in facts.stops)
+    assert sum(row[2] + row[4] for row in rows) == sum(stop.before.reads for stop in facts.stops)
     assert sum(row[3] for row in rows) > 0
     assert rows[-1][5] == facts.sides.before_profile.distance[-1]
 
