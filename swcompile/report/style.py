@@ -149,19 +149,21 @@ def inline(drawing: Drawing) -> str:
     """Return a drawing as an element of the page: ids of its own, colours as variables, and words for who cannot see it."""
     text = svg(drawing.figure, ground="none")
     text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
-    text = re.sub(r'( id="|url\(#|href="#)', rf"\g<1>{drawing.name}-", text)
     text = re.sub(r' (?:width|height)="[\d.]+pt"', "", text, count=2)
-    text = _shortened(text)
-    for colour, (variable, _) in THEME.items():
-        text = text.replace(colour, f"var(--{variable})")
+    text = re.sub(r">\s+<", "><", re.sub(r"\n\s*", " ", text))
+    text = re.sub(r"<[^>]*>", lambda tag: _of_page(tag[0], drawing.name), text)
     return text.replace("<svg ", f'<svg class="{drawing.name}" role="img" aria-labelledby="{drawing.name}-title" ', 1)
 
 
-def _shortened(text: str) -> str:
-    """Return SVG with two decimals in its attributes, which is a hundredth of a point, and no space that means nothing."""
-    text = re.sub(r'(?<= )(?:d|x|y|transform|style)="[^"]*"', lambda found: re.sub(r"(\.\d\d)\d+", r"\1", found[0]), text)
-    text = re.sub(r"; stroke-linejoin: miter|; stroke-dashoffset: 0(?=[;\"])", "", text)
-    return re.sub(r">\s+<", "><", re.sub(r"\n\s*", " ", text))
+def _of_page(tag: str, name: str) -> str:
+    """Return a tag with ids that are the drawing's own, colours as variables, and two decimals, a hundredth of a point.
+
+    Only tags: what stands between them may be a layer that is called "#0072b2".
+    """
+    tag = re.sub(r'( id="|url\(#|href="#)', rf"\g<1>{name}-", tag)
+    tag = re.sub(r'(?<= )(?:d|x|y|transform|style)="[^"]*"', lambda found: re.sub(r"(\.\d\d)\d+", r"\1", found[0]), tag)
+    tag = re.sub(r"; stroke-linejoin: miter|; stroke-dashoffset: 0(?=[;\"])", "", tag)
+    return re.sub("|".join(THEME), lambda colour: f"var(--{THEME[colour[0]][0]})", tag)
 
 
 def variables() -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import re
 import xml.etree.ElementTree as ET
 from dataclasses import replace
@@ -79,6 +80,19 @@ def test_colours_follow_the_page(facts):
     used = set(re.findall(r"var\(--([\w-]+)\)", text))
     assert {"ink", "soft", "gone", "stage-0"} <= used <= {name for name, _ in THEME.values()}
     assert variables().count("light-dark(") == len(THEME) == len({name for name, _ in THEME.values()})
+
+
+def test_names_that_look_like_colours_or_ids_stay_as_they_are():
+    names = ("#0072b2", "model", ' id="a"', "url(#b)", 'href="#c"', ' x="1.2345"', "; stroke-linejoin: miter")
+    text = inline(network.draw(facts_of(residual(names=names)), all_names=True))
+    words = html.unescape("\n".join(re.findall(r">([^<]*)<", text)))
+    for name in (*names[:1], *names[2:]):
+        assert name.strip() in words, name
+
+
+def test_the_style_sheet_says_nothing_twice():
+    rules = [line for line in layout._asset("page.css").splitlines() if line.startswith((".", "svg", "#")) and line.endswith("}")]
+    assert len(rules) == len(set(rules)) > 20
 
 
 def test_ids_are_the_drawings_own(facts):
