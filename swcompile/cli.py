@@ -553,7 +553,7 @@ def check(path: str, entry: str | None, inputs: Sequence[str], as_json: bool, qu
 @click.argument("folder", metavar="FOLDER")
 @click.option("--to", required=True, metavar="torch-export|onnx|python", help="The form.")
 @click.option("--out", metavar="FOLDER", help="Where it goes. [default: FOLDER-python and the like]")
-@click.option("--force", is_flag=True, help="Replace a folder that swcompile wrote.")
+@click.option("--force", is_flag=True, help="Replace a folder that an earlier export wrote.")
 @click.option("--aot", is_flag=True, help="With torch-export: also compile it ahead of time. Takes a C++ compiler.")
 @click.option(
     "--tolerance",
@@ -576,7 +576,7 @@ def export(
         from swcompile import export as exporting
         from swcompile import modelfile, store
 
-        path = store.check_target(target, force=force)
+        path = store.check_target(target, force=force, kind=exporting.FORMAT)
         begin("building the model")
         model = modelfile.load_rewired(folder)
         begin(f"exporting to {to}")

@@ -195,12 +195,12 @@ def _identity(tensor: Tensor) -> object:
 
 
 @contextlib.contextmanager
-def replacing(folder: str | Path, *, force: bool = False) -> Iterator[Path]:
+def replacing(folder: str | Path, *, force: bool = False, kind: str | None = None) -> Iterator[Path]:
     """Yield an empty folder beside `folder`, which takes its place when the block ends well and vanishes when it does not.
 
-    So do folders above it that did not exist.
+    So do folders above it that did not exist. `force` and `kind` are those of check_target.
     """
-    target = check_target(folder, force=force)
+    target = check_target(folder, force=force, kind=kind)
     missing = [parent for parent in target.parents if not os.path.lexists(parent)]
     token = secrets.token_hex(4)
     fresh = target.with_name(f".{target.name}.new-{token}")
@@ -208,7 +208,7 @@ def replacing(folder: str | Path, *, force: bool = False) -> Iterator[Path]:
         fresh.mkdir(parents=True)
         yield fresh
         with _undisturbed():
-            _swap(fresh, target, target.with_name(f".{target.name}.old-{token}"), force=force)
+            _swap(fresh, target, target.with_name(f".{target.name}.old-{token}"), force=force, kind=kind)
     except OSError as error:
         raise SwnetError(f"The folder {folder} cannot be written: {error.strerror or error}. Choose another one.") from error
     finally:
@@ -238,11 +238,11 @@ def _undisturbed() -> Iterator[None]:
             signal.raise_signal(held)
 
 
-def _swap(fresh: Path, target: Path, old: Path, *, force: bool) -> None:
+def _swap(fresh: Path, target: Path, old: Path, *, force: bool, kind: str | None) -> None:
     if not os.path.lexists(target):
         fresh.rename(target)
         return
-    check_target(target, force=force)
+    check_target(target, force=force, kind=kind)
     try:
         target.rename(old)
         fresh.rename(target)
@@ -252,20 +252,21 @@ def _swap(fresh: Path, target: Path, old: Path, *, force: bool) -> None:
         shutil.rmtree(old, ignore_errors=True)
 
 
-def check_target(folder: str | Path, *, force: bool = False) -> Path:
+def check_target(folder: str | Path, *, force: bool = False, kind: str | None = None) -> Path:
     """Return the absolute path of a folder that may be written. Raises SwnetError where it may not, and says why.
 
-    `force` replaces what swcompile wrote, and nothing else: `--out . --force` must not cost anybody their files.
+    `force` replaces what swcompile wrote, and nothing else: `--out . --force` must not cost anybody their files. With `kind`, it
+    replaces a folder of that format alone: an export must not cost anybody the model that it was made of.
     """
     if not isinstance(folder, str | Path) or not str(folder) or "\0" in str(folder):
         raise SwnetError(f"{folder!r} was given as the folder to write, and is no name of one. Name a new folder, such as 'out'.")
     try:
-        return _free(Path(os.path.abspath(folder)), str(folder), force)
+        return _free(Path(os.path.abspath(folder)), str(folder), force, kind)
     except OSError as error:
         raise SwnetError(f"The folder {folder} cannot be written: {error.strerror or error}. Choose another one.") from error
 
 
-def _free(target: Path, folder: str, force: bool) -> Path:
+def _free(target: Path, folder: str, force: bool, kind: str | None) -> Path:
     above = next((parent for parent in target.parents if os.path.lexists(parent)), target)
     if not above.is_dir():
         raise SwnetError(f"The folder {folder} cannot be written: {above.name} is not a folder. Choose another place.")
@@ -283,7 +284,21 @@ def _free(target: Path, folder: str, force: bool) -> Path:
         raise SwnetError(
             f"The folder {folder} holds files that swcompile did not write ({shown}); it is not replaced. Choose another."
         )
+    if found and kind is not None and not _is_of_kind(target / MANIFEST, kind):
+        raise SwnetError(f"The folder {folder} holds no {kind} but something else, such as a saved model; it is not replaced. "
+                         "Choose another.")  # fmt: skip
     return target
+
+
+def _is_of_kind(manifest: Path, kind: str) -> bool:
+    """Whether a manifest says that its folder is of a format."""
+    with _opened(manifest) as file:
+        raw = _bounded(file, MANIFEST, MAX_MANIFEST_BYTES)
+    try:
+        document = json.loads(raw)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(document, dict) and document.get("format") == kind
 
 
 # Reading

@@ -61,7 +61,7 @@ def export(
 
     Args:
         module: what swnet.transform, apply or load made. It is not changed. A lowered one is exported as it was before.
-        folder: where to; it must not exist, or with `force` hold nothing that swcompile did not write.
+        folder: where to; it must not exist, or with `force` be an earlier export, which is replaced.
         to: "torch-export", "onnx" or "python".
         example_inputs: what to compare with; drawn from a seed in the shapes that the module was traced with where None.
         aot: for "torch-export", a package compiled by AOTInductor as well; takes a C++ compiler, and a minute.
@@ -80,7 +80,7 @@ def export(
     if to == "onnx":
         onnx.check_installed()
     given = None if example_inputs is None else (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
-    with replacing(folder, force=force) as fresh:
+    with replacing(folder, force=force, kind=FORMAT) as fresh:
         compared, open_batch = _write(plain(module), example, given, to, fresh, aot, tolerance)
         files = tuple(sorted(file.name for file in fresh.iterdir()))
         _write_manifest(fresh, to, files, compared, open_batch)

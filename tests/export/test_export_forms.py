@@ -157,6 +157,19 @@ def test_a_folder_is_replaced_when_asked_and_only_one_of_ours(tmp_path: Path) ->
         export(module, tmp_path / "mine", to="python", force=True)
 
 
+def test_an_export_never_replaces_a_saved_model(tmp_path: Path) -> None:
+    module = net()
+    swnet.save(module, tmp_path / "out")
+    before = {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()}
+    for manifest in (before["manifest.json"], b"[1]", b"no json"):
+        (tmp_path / "out" / "manifest.json").write_bytes(manifest)
+        with pytest.raises(SwnetError, match=r"holds no swcompile-export but .* a saved model; it is not replaced. Choose another"):
+            export(module, tmp_path / "out", to="python", force=True)
+    (tmp_path / "out" / "manifest.json").write_bytes(before["manifest.json"])
+    assert {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()} == before
+    assert [file.name for file in tmp_path.iterdir()] == ["out"]
+
+
 def test_a_lowered_module_is_exported_as_it_was(tmp_path: Path) -> None:
     module, x = rewire("densenet", p=0.3).eval(), build("densenet")[1]
     lowered = swnet.lower(module, x, backend="torch")
