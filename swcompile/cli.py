@@ -54,6 +54,9 @@ Exit codes:
 
 BUG_REPORT = "This is a bug of swcompile, not of your model. Please report it with the lines above and, if you can, the model file."
 
+FORMS = ("torch-export", "onnx", "python")
+"""Those of swcompile.export, which imports torch."""
+
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
@@ -337,7 +340,7 @@ def transform(
 
         if plots:
             report.require()
-        graph_path = _graph_path(graph_file)
+        graph_path = _graph_path(graph_file, out)
         target = store.check_target(out, force=force)  # absolute, and the plan is read now: the user's file may change the folder
         made = None if plan_file is None else plan.Plan.read(plan_file)
         begin("building the model")
@@ -551,7 +554,7 @@ def check(path: str, entry: str | None, inputs: Sequence[str], as_json: bool, qu
 
 @cli.command(epilog=EXIT_CODES)
 @click.argument("folder", metavar="FOLDER")
-@click.option("--to", required=True, metavar="torch-export|onnx|python", help="The form.")
+@click.option("--to", required=True, type=click.Choice(FORMS), metavar="|".join(FORMS), help="The form.")
 @click.option("--out", metavar="FOLDER", help="Where it goes. [default: FOLDER-python and the like]")
 @click.option("--force", is_flag=True, help="Replace a folder that an earlier export wrote.")
 @click.option("--aot", is_flag=True, help="With torch-export: also compile it ahead of time. Takes a C++ compiler.")
@@ -570,7 +573,7 @@ def export(
     FOLDER is what transform wrote. python is a readable module of torch's own layers, with its weights beside it; torch-export a
     .pt2 file; onnx a .onnx file. Each is run and compared with the model before it is written.
     """
-    target = out or f"{os.path.normpath(folder)}-{to}"
+    target = out or f"{_named(folder)}-{to}"
     with _working(3, quiet=quiet) as begin:
         _import_torch(begin)
         from swcompile import export as exporting
@@ -625,11 +628,25 @@ def bench(calibrate: bool, device: str | None, dtype: str | None, batch: int | N
     _show(document, shown, as_json=as_json, quiet=quiet)
 
 
-def _graph_path(name: str | None) -> Path | None:
-    """Return where --graph writes, checked and absolute before any work: the user's file may change the folder."""
-    from swcompile import graphfile
+def _named(folder: str) -> str:
+    """Return a folder without . and .. at its end: what is called after it lies beside it, not inside."""
+    path = os.path.normpath(folder)
+    return os.path.abspath(path) if os.path.basename(path) in ("", ".", "..") else path
 
-    return None if name is None else graphfile.check_path(name)
+
+def _graph_path(name: str | None, out: str | None = None) -> Path | None:
+    """Return where --graph writes, checked and absolute before any work: the user's file may change the folder.
+
+    It must not be one of the files that go into the folder `out`.
+    """
+    from swcompile import graphfile, store
+
+    if name is None:
+        return None
+    path = graphfile.check_path(name)
+    if out is not None and str(path) in {os.path.abspath(os.path.join(out, part)) for part in store.OURS}:
+        raise SwnetError(f"--graph {name} is a file of the model that goes to {out}; name another one.")
+    return path
 
 
 def _write_graph(path: Path, graph: LayerGraph, made: Plan | None = None) -> None:

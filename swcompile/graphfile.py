@@ -148,8 +148,20 @@ WRITERS: Mapping[str, Callable[[nx.DiGraph[str]], str]] = {".graphml": _graphml,
 """By the ending of the file's name."""
 
 
+MARKS: Mapping[str, tuple[str, str]] = {
+    ".graphml": ("<graphml ", 'attr.name="plan"'),
+    ".dot": ("digraph ", "\n  rankdir=LR;\n  node [shape=box];\n"),
+    ".json": ('{\n "directed": true,\n "multigraph": false,\n "graph": {\n', '\n  "plan": "'),
+}
+"""What a file of ours begins with, and what else is in its head: a graph that is written anew may replace it."""
+HEAD = 1 << 16
+
+
 def check_path(name: str | Path) -> Path:
-    """Return where to write, absolute. Raises SwnetError for an ending that says no format."""
+    """Return where to write, absolute.
+
+    Raises SwnetError for an ending that says no format, and for a file that is there and no layer graph of ours.
+    """
     path = Path(os.path.abspath(name))
     if path.suffix not in WRITERS:
         raise SwnetError(f"{name} does not end as a graph file does; name one that ends in {', '.join(WRITERS)}.")
@@ -157,7 +169,22 @@ def check_path(name: str | Path) -> Path:
         raise SwnetError(f"{name} is a folder; name a file to write the graph to.")
     if not path.parent.is_dir():
         raise SwnetError(f"{name} cannot be written: there is no folder {path.parent.name}. Make it first, or name another file.")
+    if os.path.lexists(path) and not _is_ours(path):
+        raise SwnetError(f"{name} is there already and no layer graph that swcompile wrote; it is not replaced. Name another file.")
     return path
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a plain file begins as the writer of its ending begins."""
+    if path.is_symlink() or not path.is_file():  # a link, or a pipe that never ends
+        return False
+    try:
+        with path.open(encoding="utf-8") as file:
+            head = file.read(HEAD)
+    except (OSError, UnicodeDecodeError):
+        return False
+    begin, mark = MARKS[path.suffix]
+    return head.startswith(begin) and mark in head
 
 
 def write(path: Path, graph: LayerGraph, plan: Plan | None = None) -> None:

@@ -26,7 +26,7 @@ from click import Option
 from torch import nn
 
 import swnet
-from swcompile import cli, modelfile
+from swcompile import cli, export, modelfile
 from swcompile.plan import CHOICES
 from swcompile.scores import NEEDS
 
@@ -533,6 +533,10 @@ def test_a_rewired_folder_is_exported_from_the_command_line(swcompile, project):
     again = swcompile("export", "out", "--to", "python")
     assert again.code == 2
     assert "The folder out-python exists" in again.err
+    itself = swcompile("export", "out", "--to", "python", "--out", "out", "--force")
+    assert itself.code == 2
+    assert "The folder out holds no swcompile-export" in itself.err
+    assert (project / "out" / "plan.json").is_file()
 
 
 def test_export_says_what_to_name(swcompile, project):
@@ -547,7 +551,7 @@ def test_export_says_what_to_name(swcompile, project):
     assert swcompile("transform", "net.py", *SHAPE, "--p", "0.5").code == 0
     wrong = swcompile("export", "out", "--to", "keras")
     assert wrong.code == 2
-    assert "There is no form 'keras'; export to torch-export, onnx, python." in wrong.err
+    assert "'keras' is not one of 'torch-export', 'onnx', 'python'" in wrong.err
     assert {path.name for path in project.iterdir()} == {"net.py", "net_blocks.py", "out", "plain"}
 
 
@@ -568,6 +572,26 @@ def test_graphs_are_written_for_other_tools(swcompile, project):
     assert refused.code == 2
     assert "graph.png does not end as a graph file does" in refused.err
     assert not (project / "other").exists()
+    assert swcompile("transform", "net.py", *SHAPE, "--p", "0.5", "--graph", "both.json", "--force").code == 0  # its own, once more
+    plan = (project / "out" / "plan.json").read_bytes()
+    over = swcompile("analyze", "net.py", *SHAPE, "--points", "2", "--graph", "out/plan.json")
+    assert over.code == 2
+    assert "out/plan.json is there already and no layer graph that swcompile wrote; it is not replaced." in over.err
+    assert (project / "out" / "plan.json").read_bytes() == plan
+
+
+def test_a_graph_is_never_a_file_of_the_model_to_be_written(swcompile, project):
+    (project / "out").mkdir()
+    result = swcompile("transform", "net.py", *SHAPE, "--p", "0.5", "--out", "out", "--force", "--graph", "out/ledger.json")
+    assert result.code == 2
+    assert "--graph out/ledger.json is a file of the model that goes to out; name another one." in result.err
+    assert listing(project / "out") == set()
+
+
+def test_an_export_is_named_after_its_folder_and_lies_beside_it() -> None:
+    here = os.getcwd()
+    assert [cli._named(name) for name in ("out/", "./out", ".", "..")] == ["out", "out", here, os.path.dirname(here)]
+    assert cli.FORMS == export.FORMS
 
 
 @pytest.mark.parametrize("command", ["transform", "analyze", "check"])

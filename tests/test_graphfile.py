@@ -103,6 +103,22 @@ def test_files_read_back_as_the_same_graph(tmp_path: Path) -> None:
     assert (tmp_path / "graph.dot").read_text().count(" -> ") == wanted.number_of_edges()
 
 
+@pytest.mark.parametrize("ending", graphfile.WRITERS)
+def test_only_a_graph_of_ours_is_replaced(ending: str, tmp_path: Path) -> None:
+    graph, plan = planned(p=0.5)
+    file = tmp_path / f"graph{ending}"
+    graphfile.write(file, graph)
+    graphfile.write(file, graph, plan)
+    written = file.read_bytes()
+    (tmp_path / f"link{ending}").symlink_to(file)
+    for name, content in (("foreign", plan.to_json().encode()), ("empty", b""), ("binary", b"\xff\xfe")):
+        (tmp_path / f"{name}{ending}").write_bytes(content)
+    for name in ("foreign", "empty", "binary", "link"):
+        with pytest.raises(SwnetError, match=f"{name}{ending} is there already and no layer graph that swcompile wrote"):
+            graphfile.write(tmp_path / f"{name}{ending}", graph, plan)
+    assert (file.read_bytes(), (tmp_path / f"empty{ending}").read_bytes()) == (written, b"")
+
+
 def test_dot_quotes_whatever_a_name_holds() -> None:
     graph: nx.DiGraph[str] = nx.DiGraph(name='a "graph"')
     graph.add_node('x"];\n evil [y="', kind="Conv2d", channels=1)
