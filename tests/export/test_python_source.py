@@ -381,3 +381,14 @@ def test_maps_are_brought_down_by_more_than_two(resample: str) -> None:
     for side in (16, 18, 23):
         x = torch.randn(2, 3, side, side)
         assert torch.equal(twin_of(module).eval()(x), module(x))
+
+
+def test_an_argument_that_is_not_given_is_compared_with_none() -> None:
+    class Optional(Small):
+        def forward(self, x: Tensor, mask: Any = None) -> Tensor:
+            if mask is not None:
+                x = x * mask
+            return super().forward(x)
+
+    module, x = swnet.transform(Optional(), torch.randn(2, 3, 8, 8), p=0.5).eval(), torch.randn(2, 3, 8, 8)
+    assert torch.equal(twin_of(module).eval()(x), module(x))

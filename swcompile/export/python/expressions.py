@@ -38,6 +38,8 @@ INFIX: Mapping[Callable[..., Any], str] = {
     operator.ne: "!=",
     operator.gt: ">",
     operator.ge: ">=",
+    operator.is_: "is",
+    operator.is_not: "is not",
 }
 PREFIX: Mapping[Callable[..., Any], str] = {operator.neg: "-", operator.invert: "~", operator.pos: "+", operator.not_: "not "}
 AUGMENTED: Mapping[Callable[..., Any], str] = {
