@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from swcompile.api import record
-from swcompile.errors import SwnetError, shown
+from swcompile.errors import SwnetError, first_line, shown
 from swcompile.export import onnx
 from swcompile.export.compare import BATCHES, Comparison, Inputs, Run, compare, difference, inputs_like, plain, tolerance_of
 from swcompile.export.program import PACKAGE, PROGRAM, exported, save_package, save_program
@@ -80,7 +80,7 @@ def export(
     if to == "onnx":
         onnx.check_installed()
     given = None if example_inputs is None else (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
-    with replacing(folder, force=force, kind=FORMAT) as fresh:
+    with replacing(folder, force=force, kind=FORMAT) as fresh, torch.random.fork_rng(devices=[]):
         compared, open_batch = _write(plain(module), example, given, to, fresh, aot, tolerance)
         files = tuple(sorted(file.name for file in fresh.iterdir()))
         _write_manifest(fresh, to, files, compared, open_batch)
@@ -93,9 +93,10 @@ def _write(
     """Write the form and compare it; return how it compares, and whether its batch is open."""
     if to == "python":
         open_batch = _takes_batches(module, example, given)
-        run = _write_python(module, example, folder)
-        compared = compare(module, run, _inputs(example, given, open_batch), tolerance, to)
-        _compare_in_training(module, run, inputs_like(example, None, given), compared.tolerance)
+        with _written_as_python():
+            run = _write_python(module, example, folder)
+            compared = compare(module, run, _inputs(example, given, open_batch), tolerance, to)
+            _compare_in_training(module, run, inputs_like(example, None, given), compared.tolerance)
         return compared, open_batch
     program, open_batch = exported(module, example, given)
     runs = [onnx.save(program, folder) if to == "onnx" else save_program(program, folder)]
@@ -111,11 +112,23 @@ def _inputs(example: Example, given: Inputs | None, open_batch: bool) -> Iterato
 
 def _takes_batches(module: RewiredModule, example: Example, given: Inputs | None) -> bool:
     """Whether the module itself runs for other batches than the example's."""
+    tried = copy.deepcopy(module)  # it may count its calls
     with torch.no_grad(), contextlib.suppress(Exception):  # whatever its code makes of another batch
         for inputs in _inputs(example, given, True):
-            module(*inputs)
+            tried(*inputs)
         return True
     return False
+
+
+@contextlib.contextmanager
+def _written_as_python() -> Iterator[None]:
+    """Make one error of all that can go wrong with source that was written: it is only known to run once it has been."""
+    try:
+        yield
+    except (SwnetError, OSError):  # the latter is said by who makes the folder
+        raise
+    except Exception as error:
+        raise SwnetError(f"The model cannot be written as Python: {first_line(error)}; take torch-export or onnx.") from error
 
 
 def _write_python(module: RewiredModule, example: Example, folder: Path) -> nn.Module:

@@ -92,7 +92,8 @@ def compare(module: RewiredModule, run: Run, inputs: Iterable[Inputs], tolerance
     allowed = tolerance_of(module, tolerance)
     worst, batches = 0.0, []
     for given in inputs:
-        with torch.no_grad():
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)  # for what draws in eval mode, too
             wanted = module(*given)
         worst = max(worst, difference(_run(run, given, what), wanted))
         batches.append(given[0].shape[0] if given and given[0].dim() else 0)
@@ -116,7 +117,8 @@ def tolerance_of(module: RewiredModule, given: float | None) -> float:
 
 def _run(run: Run, given: Inputs, what: str) -> Any:
     try:
-        with torch.no_grad():
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
             return run(*given)
     except Exception as error:  # a runtime's own
         raise SwnetError(
@@ -128,7 +130,7 @@ def _run(run: Run, given: Inputs, what: str) -> Any:
 def difference(ours: Any, theirs: Any) -> float:
     """Return the largest difference between two outputs, as a part of the largest number in the second, or of 1.
 
-    Infinite where they differ in shape, or in where they are finite.
+    Infinite where they differ in shape, in where they are finite, or in what is no number (a word, a type).
 
     >>> difference(torch.tensor([1.0, 20.0]), torch.tensor([1.0, 10.0]))
     1.0
@@ -136,10 +138,16 @@ def difference(ours: Any, theirs: Any) -> float:
     left, right = ([leaf for leaf in tree_leaves(one) if leaf is not None] for one in (ours, theirs))
     if len(left) != len(right):
         return math.inf
-    return max((_apart(torch.as_tensor(one), torch.as_tensor(other)) for one, other in zip(left, right, strict=True)), default=0.0)
+    return max((_apart(one, other) for one, other in zip(left, right, strict=True)), default=0.0)
 
 
-def _apart(ours: Tensor, theirs: Tensor) -> float:
+def _apart(ours: Any, theirs: Any) -> float:
+    if not all(isinstance(one, Tensor | int | float | complex) for one in (ours, theirs)):
+        return 0.0 if type(ours) is type(theirs) and ours == theirs else math.inf
+    return _share(torch.as_tensor(ours), torch.as_tensor(theirs))
+
+
+def _share(ours: Tensor, theirs: Tensor) -> float:
     if ours.shape != theirs.shape:
         return math.inf
     one, other = ours.detach().cpu().double(), theirs.detach().cpu().double()

@@ -271,6 +271,37 @@ def test_differences_see_shapes_and_what_is_not_finite() -> None:
     assert difference(torch.tensor([0.0]), torch.tensor([1e-3])) == pytest.approx(1e-3)
 
 
+def test_differences_see_words_and_types() -> None:
+    x = torch.zeros(2)
+    assert difference({"y": x, "said": "two"}, {"y": x, "said": "two"}) == 0
+    assert difference([x, "two"], [x, "three"]) == float("inf")
+    assert difference([torch.float32], [torch.float16]) == difference(["two"], [x]) == float("inf")
+    assert difference([2, True], [torch.tensor(2), torch.tensor(True)]) == 0
+
+
+@pytest.mark.parametrize("text", ["def load(:", "raise RuntimeError('no')", "load = 1", "import nowhere_at_all"])
+def test_source_that_does_not_run_is_one_error(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exporting, "source", lambda *_: text)
+    with pytest.raises(SwnetError, match=r"cannot be written as Python: .*; take torch-export or onnx|does not run for a batch"):
+        export(net(), tmp_path / "out", to="python")
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_draws_in_eval_mode_is_compared_from_one_seed(tmp_path: Path) -> None:
+    class Drawing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.Sequential(*[nn.Linear(8, 8) for _ in range(4)])
+
+        def forward(self, x: Tensor) -> Tensor:
+            return nn.functional.dropout(self.layers(x), 0.5, training=True)
+
+    module = swnet.transform(Drawing(), torch.randn(2, 8), p=0.5)
+    state = torch.random.get_rng_state()
+    assert export(module, tmp_path / "out", to="python").comparison.difference == 0
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
 def test_inputs_share_the_batch_where_the_example_does() -> None:
     example = (Spec((4, 3), torch.float32), Spec((5, 2), torch.float32), Spec((4,), torch.int64))
     shapes = [tuple(tensor.shape) for tensor in inputs_like(example, 6)]
