@@ -29,7 +29,7 @@ def constructor(module: nn.Module) -> str | None:
     if getattr(nn, kind.__name__, None) is not kind:
         return None
     try:
-        places = [place for place in inspect.signature(kind.__init__).parameters.values() if place.name != "self"]
+        places = _places(kind)
         arguments = dict(_arguments(module, places))
     except (AttributeError, TypeError, ValueError):
         return None
@@ -43,6 +43,15 @@ def constructor(module: nn.Module) -> str | None:
     return f"{prefix}{type(module).__name__}({_written(places, arguments)})"
 
 
+def _places(kind: type[nn.Module]) -> list[inspect.Parameter]:
+    """Return the parameters of a constructor. Those of recurrent layers are their base's, since their own says *args."""
+    recurrent = issubclass(kind, nn.RNNBase)
+    places = inspect.signature(nn.RNNBase.__init__ if recurrent else kind.__init__).parameters
+    left_out = {"self", *(("mode",) if recurrent else ()), *(("proj_size",) if recurrent and kind is not nn.LSTM else ())}
+    found = [place for place in places.values() if place.name not in left_out]
+    return [*found, inspect.Parameter("nonlinearity", inspect.Parameter.KEYWORD_ONLY, default="tanh")] if kind is nn.RNN else found
+
+
 def _arguments(module: nn.Module, places: list[inspect.Parameter]) -> Iterator[tuple[str, Any]]:
     """Yield the arguments that a module was made with, as its attributes tell."""
     for place in places:
@@ -50,7 +59,7 @@ def _arguments(module: nn.Module, places: list[inspect.Parameter]) -> Iterator[t
             continue
         value = getattr(module, place.name, place.default)
         if place.name == "dtype":
-            value = next((parameter.dtype for parameter in module.parameters()), None)
+            value = next((one.dtype for one in (*module.parameters(), *module.buffers()) if one.is_floating_point()), None)
         elif place.name == "bias" and not isinstance(value, bool):
             value = value is not None if "bias" in dir(module) else getattr(module, "in_proj_bias", None) is not None
         elif place.name in _CONVOLUTION and isinstance(value, tuple) and len(set(value)) == 1 and hasattr(module, "out_channels"):
@@ -67,7 +76,18 @@ def _makes(module: nn.Module, kind: type[nn.Module], arguments: dict[str, Any]) 
             made = kind(**arguments)
     except Exception:  # whatever a constructor makes of fewer arguments
         return False
-    return _settings(made) == _settings(module) and _shapes(made) == _shapes(module) and type(module) in (kind, MASKED.get(kind))
+    same = _agree(made, module) and _shapes(made) == _shapes(module)
+    return same and type(module) in (kind, MASKED.get(kind))
+
+
+def _agree(made: nn.Module, module: nn.Module) -> bool:
+    """Whether a module has the settings of a freshly made one; what else users have put on it is no setting, but for methods."""
+    if [path for path, _ in _own(made)] != [path for path, _ in _own(module)]:
+        return False
+    fresh, found = _settings(made), _settings(module)
+    added = {name.rpartition(".")[2] for name in found.keys() - fresh.keys()}
+    same = all(name in found and found[name] == value for name, value in fresh.items())
+    return same and not any(hasattr(type(one), name) for name in added for _, one in _own(module))
 
 
 def _settings(module: nn.Module) -> dict[str, Any]:
@@ -117,6 +137,11 @@ def _no_node(_: Any) -> Expression:
 
 def unwritable(path: str, module: nn.Module) -> SwnetError:
     """Return the error for a module that no constructor makes."""
+    if type(module).__module__ == nn.Transformer.__module__:
+        return SwnetError(
+            f"{path} is a {type(module).__name__}, which does not keep the arguments that it was made with, so its "
+            "constructor's call cannot be written as Python source. Export to torch-export or onnx."
+        )
     return SwnetError(
         f"{path} is a {type(module).__name__} that no call of its constructor makes with these settings, so it cannot be written "
         "as Python source. Replace it by a plain module of torch.nn, or export to torch-export or onnx."

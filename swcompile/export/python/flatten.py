@@ -74,13 +74,16 @@ class _Inside(fx.Tracer):
 def _inside(path: str, module: nn.Module, training: bool) -> fx.Graph:
     """Return the graph of a module's forward in one mode, by tracing a copy: fx keeps constants on what it traces."""
     copied = copy.deepcopy(module).train(training)
-    held = {name for name, _ in (*copied.named_parameters(), *copied.named_buffers())}
+    held = dict((*copied.named_parameters(), *copied.named_buffers()))
+    versions = [tensor._version for tensor in held.values()]
     try:
         graph = _Inside().trace(copied)
     except Exception as error:  # whatever its forward makes of a proxy
         raise _opaque(path, module, first_line(error)) from error
     if any(node.op == "get_attr" and node.target not in held for node in graph.nodes):
         raise _opaque(path, module, "it computes with tensors of its own before it comes to its input")
+    if [tensor._version for tensor in held.values()] != versions:
+        raise _opaque(path, module, "it writes into a buffer of its own")
     return graph
 
 

@@ -41,10 +41,9 @@ class Names:
         """Give a value the name of all those that only the next statement reads."""
         self._names[node] = self._passing
 
-    def same(self, node: fx.Node, other: object) -> None:
-        """Give a value the name of another one, into which it is written."""
-        assert isinstance(other, fx.Node), "only a value can be written into"
-        self._names[node] = self[other]
+    def same(self, node: fx.Node, written: str) -> None:
+        """Give a value the name of what it is written into: of another one, or of a buffer."""
+        self._names[node] = written
 
     def piece(self, node: fx.Node, whole: object, start: int) -> None:
         """Name a piece after the value that it is cut from and its first channel."""

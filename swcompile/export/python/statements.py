@@ -103,8 +103,9 @@ class Statements:
             return layout.statement(value, indent)
         symbol = AUGMENTED.get(node.target) if callable(node.target) else None
         if symbol and WRITES in node.meta:
-            self._names.same(node, node.args[0])
-            return layout.statement(f"{self._look(node).text} {symbol}= {self._operand(node.args[1])}", indent)
+            written = self._operand(node.args[0])  # a name, or self.steps
+            self._names.same(node, written)
+            return layout.statement(f"{written} {symbol}= {self._operand(node.args[1])}", indent)
         if following is self._output and following.args[0] is node:
             return layout.statement(f"return {value}", indent)
         if set(self._readers(node)) == {following} and not self._lends_name(node):

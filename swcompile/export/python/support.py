@@ -12,7 +12,7 @@ from swcompile.export.python.statements import RESAMPLERS
 GROUP = '''class Group(nn.Module):
     """Modules by the names that they had in the original."""
 
-    def __init__(self, **modules: nn.Module) -> None:
+    def __init__(self, /, **modules: nn.Module) -> None:
         super().__init__()
         for name, module in modules.items():
             setattr(self, name, module)

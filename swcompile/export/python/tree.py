@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import keyword
+import math
 from collections.abc import Collection, Iterator
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from swcompile.errors import SwnetError
 from swcompile.export.python import layout
 from swcompile.export.python.constructors import constructor, unwritable
+from swcompile.export.python.expressions import Expression, literal, quoted
 
 MAX_LITERAL = 256
 """The most numbers of a buffer that is not saved which are written out."""
@@ -39,9 +41,9 @@ class Tree:
         """Return the expression for a module, parameter or buffer: self.layer1[0].conv1."""
         owner: object = self.root
         text = "self"
-        for name in path.split("."):
+        for name in path.split(".") if path else ():
             listed = isinstance(owner, nn.Module) and name.isdigit() and _is_list(owner)
-            text = f"{text}[{name}]" if listed else f"{text}.{name}" if is_name(name) else f'getattr({text}, "{name}")'
+            text = f"{text}[{name}]" if listed else f"{text}.{name}" if is_name(name) else f"getattr({text}, {quoted(name)})"
             owner = getattr(owner, name)
         return text
 
@@ -56,7 +58,15 @@ class Tree:
             made = ["        super().__init__()"]
             for name, child in self._children("", self.root):
                 made += self._assigned(name, child)
-        return [*made, *self._tensors("", self.root), *self._late, *self._tied()]
+        return [*made, *self._tensors("", self.root), *self._late, *self._tied(), *self._frozen("", self.root)]
+
+    def _placed(self, path: str, text: str, register: str) -> list[str]:
+        """Return the statement that puts what an expression gives where a path leads; `register` does it for names like block-1."""
+        above, _, name = path.rpartition(".")
+        place = self.reach(path)
+        if is_name(name) or place.endswith("]"):
+            return layout.statement(f"{place} = {text}", 8)
+        return layout.statement(f"{self.reach(above)}.{register}({quoted(name)}, {text})", 8)
 
     def _tied(self) -> Iterator[str]:
         """Yield the statements that make one parameter of two: modules that are one are so already."""
@@ -67,7 +77,21 @@ class Tree:
                 continue
             first = seen.setdefault(parameter, path)
             if first != path:
-                yield from layout.statement(f"{self.reach(path)} = {self.reach(first)}", 8)
+                yield from self._placed(path, self.reach(first), "register_parameter")
+
+    def _frozen(self, path: str, module: nn.Module) -> Iterator[str]:
+        """Yield the statements that freeze what is frozen: one for the outermost module of which all parameters are."""
+        inside = list(module.parameters())
+        if inside and not any(parameter.requires_grad for parameter in inside):
+            yield from layout.statement(f"{self.reach(path)}.requires_grad_(False)", 8)
+            return
+        for name, parameter in module._parameters.items():
+            if parameter is not None and not parameter.requires_grad:
+                yield from layout.statement(f"{self.reach(f'{path}.{name}'.lstrip('.'))}.requires_grad_(False)", 8)
+        for name, child in _modules(module):
+            full = f"{path}.{name}".lstrip(".")
+            if self._first.get(child, full) == full:
+                yield from self._frozen(full, child)
 
     def _children(self, path: str, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
         """Yield the children, those that have another name already left for later."""
@@ -76,18 +100,18 @@ class Tree:
             if self._first.setdefault(child, full) == full:
                 yield name, child
             else:
-                self._late.append(f"        {self.reach(full)} = {self.reach(self._first[child])}")
+                self._late += self._placed(full, self.reach(self._first[child]), "add_module")
 
     def _assigned(self, name: str, child: nn.Module) -> list[str]:
         if is_name(name):
             return self._made(name, child, 8, f"self.{name} = ")
-        return ["        self.add_module(", f'            "{name}",', *self._made(name, child, 12, behind=","), "        )"]
+        return ["        self.add_module(", f"            {quoted(name)},", *self._made(name, child, 12, behind=","), "        )"]
 
     def _member(self, path: str, name: str, child: nn.Module, indent: int, before: str = "") -> list[str]:
         """Return a module as an element of a list or, with its name in front, of a Group."""
         full = f"{path}.{name}".lstrip(".")
         if self._first.setdefault(child, full) != full:
-            self._late.append(f"        {self.reach(full)} = {self.reach(self._first[child])}")
+            self._late += self._placed(full, self.reach(self._first[child]), "add_module")
             return [f"{' ' * indent}{before}nn.Identity(),  # in its place {self._first[child]}, below"]
         return self._made(full, child, indent, before, ",")
 
@@ -124,7 +148,7 @@ class Tree:
         if all(is_name(name) for name, _ in children):
             inner = [line for name, child in children for line in self._member(path, name, child, indent + 4, f"{name}=")]
         else:
-            parts = [line for name, child in children for line in self._member(path, name, child, indent + 8, f'"{name}": ')]
+            parts = [line for name, child in children for line in self._member(path, name, child, indent + 8, f"{quoted(name)}: ")]
             inner = [f"{margin}    **{{", *parts, f"{margin}    }}"]
         return [f"{margin}{before}Group(", *inner, f"{margin}){behind}"]
 
@@ -143,16 +167,17 @@ class Tree:
     def _tensors(self, path: str, module: nn.Module) -> list[str]:
         """Return the statements that give a module its own parameters and buffers."""
         lines: list[str] = []
-        place = self.reach(path) if path else "self"
         for name, parameter in module._parameters.items():
             if parameter is not None:
-                fixed = "" if parameter.requires_grad else ", requires_grad=False"
-                lines += layout.statement(f"{place}.{name} = nn.Parameter({_blank(parameter)}{fixed})", 8)
+                fixed = "" if parameter.dtype.is_floating_point or parameter.dtype.is_complex else ", requires_grad=False"
+                made = f"nn.Parameter({_fresh(parameter)}{fixed})"
+                lines += self._placed(f"{path}.{name}".lstrip("."), made, "register_parameter")
         for name, buffer in module._buffers.items():
             if buffer is not None:
                 kept = name not in module._non_persistent_buffers_set
                 text = _blank(buffer) if kept else _values(f"{path}.{name}".lstrip("."), buffer)
-                lines += layout.statement(f'{place}.register_buffer("{name}", {text}{"" if kept else ", persistent=False"})', 8)
+                inner = f"{quoted(name)}, {text}{'' if kept else ', persistent=False'}"
+                lines += layout.statement(f"{self.reach(path)}.register_buffer({inner})", 8)
         return lines
 
 
@@ -183,17 +208,38 @@ def _joined(head: str, inner: list[str], tail: str) -> list[str]:
     return [line] if len(line) <= layout.WIDTH and not any("#" in part for part in inner) else [head, *inner, tail]
 
 
+def _fresh(parameter: Tensor) -> str:
+    """Return an expression for a parameter as it might be before training: normal, with the standard deviation it has now."""
+    if _constant(parameter) is not None or not parameter.dtype.is_floating_point or parameter.is_meta or not parameter.numel():
+        return _blank(parameter)
+    deviation = float(parameter.detach().double().std())
+    shape, dtype = _sized(parameter)
+    return f"torch.randn({shape}{dtype}) * {deviation:.3g}" if math.isfinite(deviation) else _blank(parameter)
+
+
 def _blank(tensor: Tensor) -> str:
-    """Return an expression for a tensor whose values come with the weights; one that is the same number all over has it."""
-    dtype = "" if tensor.dtype == torch.float32 else f", dtype={tensor.dtype}"
-    shape = tuple(tensor.shape)
-    sizes = ", ".join(map(str, shape)) if len(shape) != 0 else "()"
-    if tensor.numel() and not tensor.is_meta and tensor.dtype.is_floating_point and bool((tensor == tensor.flatten()[0]).all()):
-        value = tensor.flatten()[0].item()
-        if value in (0.0, 1.0):
-            return f"torch.{'ones' if value else 'zeros'}({sizes}{dtype})"
-        return f"torch.full({shape}, {value!r}{dtype})"
-    return f"torch.empty({sizes}{dtype})"
+    """Return an expression for a tensor whose values come with the weights: its number where it has one, else zeros.
+
+    One of positive numbers alone is one all over: something may be divided by them.
+    """
+    shape, dtype = _sized(tensor)
+    value = _constant(tensor)
+    if value is not None and value not in (0, 1):
+        return f"torch.full({tuple(tensor.shape)}, {literal(value, _no_node)}{dtype})"
+    positive = value is None and tensor.dtype.is_floating_point and not tensor.is_meta and bool((tensor > 0).all())
+    return f"torch.{'ones' if positive or value == 1 else 'zeros'}({shape}{dtype})"
+
+
+def _sized(tensor: Tensor) -> tuple[str, str]:
+    """Return the arguments that say a tensor's shape and, where it is not torch's default, its type."""
+    return ", ".join(map(str, tensor.shape)) or "()", "" if tensor.dtype == torch.float32 else f", dtype={tensor.dtype}"
+
+
+def _constant(tensor: Tensor) -> bool | int | float | complex | None:
+    """Return the number that a tensor holds all over, None where it holds several."""
+    if not tensor.numel() or tensor.is_meta or not bool((tensor == tensor.flatten()[0]).all()):
+        return None
+    return tensor.flatten()[0].item()
 
 
 def _values(path: str, tensor: Tensor) -> str:
@@ -203,4 +249,8 @@ def _values(path: str, tensor: Tensor) -> str:
             f"{path} is a tensor of {tensor.numel():,} numbers that the state dict does not hold, too many to write out. Make it a "
             "persistent buffer of the model, or export to torch-export or onnx."
         )
-    return f"torch.tensor({tensor.tolist()}, dtype={tensor.dtype})"
+    return f"torch.tensor({literal(tensor.tolist(), _no_node)}, dtype={tensor.dtype})"
+
+
+def _no_node(_: object) -> Expression:
+    raise AssertionError("a tensor is made of numbers")
