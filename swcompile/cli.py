@@ -349,16 +349,16 @@ def transform(
         rewired = api.transform(found.model, examples, **asked) if made is None else api.apply(found.model, made, examples)
         if not api.ledger(rewired).changed:
             raise NothingToDoError(_unchanged(found.entry_name, api.ledger(rewired).notes))
+        begin("reporting")
+        seen = api.facts(rewired, report.command(click.get_current_context()))
+        pages, left_out = _pages(seen, plots=plots)
         begin(f"writing {out}")
         figures = api.ledger(rewired).as_dict()
-        _write(target, found, rewired, _json(figures), force=force)
+        _write(target, found, rewired, _json(figures), pages, force=force)
         if graph_path is not None:
             known = api.record(rewired)
             _write_graph(graph_path, known.graph, known.plan)
-        begin("reporting")
-        seen = api.facts(rewired, report.command(click.get_current_context()))
-        left_out = _draw(target / store.REPORT, seen, plots=plots)
-    page = os.path.join(out, store.REPORT) if left_out is None else None
+    page = os.path.join(out, store.REPORT) if pages else None
     document = {"out": out, "report": page, "model": found.entry_name, "plan": api.record(rewired).plan.digest, "ledger": figures}
     notes = [(note["layer"], note["reason"]) for note in figures["notes"]]
     shown = [
@@ -369,27 +369,27 @@ def transform(
         tables.stages(report.by_stage(seen)),
         "",
         f"Written to {out}: model.py there has a build_model() that gives the rewired model.",
-        f"See {page} in a browser." if left_out is None else f"{store.REPORT} was left out: {left_out}",
+        f"See {page} in a browser." if pages else f"{store.REPORT} was left out: {left_out}",
     ]
     _show(document, shown, as_json=as_json, quiet=quiet)
 
 
-def _draw(file: Path, seen: Facts, *, plots: bool) -> str | None:
-    """Write the report into the folder, which is whole already, and with `plots` its figures; return why it was left out.
+def _pages(seen: Facts, *, plots: bool) -> tuple[dict[str, bytes], str]:
+    """Return the report, and with `plots` its figures, as files of the folder; without `plots`, none and why where drawing fails.
 
-    Figures that were asked for are not left out: what goes wrong then is raised.
+    The folder is written once, with all that is in it, so that an interruption leaves nothing; hence it is drawn first.
     """
     from swcompile import report, store
 
     if report.missing() is not None and not plots:
-        return report.absent()
+        return {}, report.absent()
     try:
-        store.write_files(file, report.page(seen).encode(), report.plots(seen) if plots else {})
-    except Exception as error:  # whatever it is: a picture is not worth the result
+        pictures = {f"{store.PLOTS}/{name}": content for name, content in report.plots(seen).items()} if plots else {}
+        return {store.REPORT: report.page(seen).encode(), **pictures}, ""
+    except Exception as error:  # whatever it is: a picture that nobody asked for is not worth the result
         if plots:
             raise
-        return f"it could not be drawn ({type(error).__name__}: {first_line(error)})."
-    return None
+        return {}, f"it could not be drawn ({type(error).__name__}: {first_line(error)})."
 
 
 def _unchanged(name: str, notes: Sequence[Any]) -> str:
@@ -412,13 +412,13 @@ def _refuse_options(asked: Mapping[str, Any]) -> None:
         raise click.UsageError(f"--plan says how the model is wired, and so does {flags}. Leave one of the two out.")
 
 
-def _write(out: Path, found: ModelFile, rewired: fx.GraphModule, ledger: str, *, force: bool) -> None:
+def _write(out: Path, found: ModelFile, rewired: fx.GraphModule, ledger: str, pages: Mapping[str, bytes], *, force: bool) -> None:
     from swcompile import api, store
 
     copies = {f"source/{file.relative_to(found.root).as_posix()}": file.read_bytes() for file in found.sources}
     source = next(iter(copies))
     program = MODEL_PY.format(source=source, entry=found.entry_name)
-    extras = {**copies, "ledger.json": f"{ledger}\n".encode(), "model.py": program.encode()}
+    extras = {**copies, "ledger.json": f"{ledger}\n".encode(), "model.py": program.encode(), **pages}
     made = api.record(rewired)
     name = type(found.model).__name__
     store.write(out, made.plan, rewired.state_dict(), made.example_shapes, model=name, extras=extras, force=force)
