@@ -93,8 +93,9 @@ def _write(
     """Write the form and compare it; return how it compares, and whether its batch is open."""
     if to == "python":
         open_batch = _takes_batches(module, example, given)
+        text = source(module, example)
         with _written_as_python():
-            run = _write_python(module, example, folder)
+            run = _write_python(text, module, folder)
             compared = compare(module, run, _inputs(example, given, open_batch), tolerance, to)
             _compare_in_training(module, run, inputs_like(example, None, given), compared.tolerance)
         return compared, open_batch
@@ -131,9 +132,8 @@ def _written_as_python() -> Iterator[None]:
         raise SwnetError(f"The model cannot be written as Python: {first_line(error)}; take torch-export or onnx.") from error
 
 
-def _write_python(module: RewiredModule, example: Example, folder: Path) -> nn.Module:
+def _write_python(text: str, module: RewiredModule, folder: Path) -> nn.Module:
     """Write model.py and its weights, and return the module that its load() gives."""
-    text = source(module, example)
     (folder / MODULE).write_text(text, encoding="utf-8")
     state = {name: tensor.detach().clone().contiguous() for name, tensor in module.state_dict().items()}
     save_file(state, folder / WEIGHTS)

@@ -12,6 +12,7 @@ from swcompile.errors import SwnetError
 from swcompile.export.python import layout, support
 from swcompile.export.python.expressions import literal
 from swcompile.export.python.flatten import NOT_TRAINING, TRAINING, flattened
+from swcompile.export.python.names import argument_name
 from swcompile.export.python.statements import RESAMPLERS, Statements, refuse_modes
 from swcompile.export.python.tree import Tree
 from swcompile.modules import MASKED, RewiredModule
@@ -103,7 +104,7 @@ def _used(graphs: list[fx.Graph]) -> tuple[set[str], set[str]]:
 def _methods(graphs: list[fx.Graph], bodies: list[Statements]) -> list[str]:
     if len(bodies) == 1:
         return [*_signature(graphs[0], "forward"), *bodies[0].lines()]
-    names = ", ".join(str(node.target) for node in graphs[0].nodes if node.op == "placeholder")
+    names = ", ".join(argument_name(node) for node in graphs[0].nodes if node.op == "placeholder")
     lines = [*_signature(graphs[0], "forward"), "        if self.training:"]
     lines += [f"            return self._forward_in_training({names})", f"        return self._forward_in_eval({names})"]
     for graph, body, name in zip(graphs, bodies, ("_forward_in_training", "_forward_in_eval"), strict=True):
@@ -122,7 +123,7 @@ def _signature(graph: fx.Graph, name: str) -> list[str]:
 def _declared(node: fx.Node) -> str:
     kind = "Tensor" if spec_of(node) is not None else "Any"
     default = f" = {literal(node.args[0], _no_node)}" if node.args else ""
-    return f"{node.target}: {kind}{default}"
+    return f"{argument_name(node)}: {kind}{default}"
 
 
 def _no_node(_: fx.Node) -> Any:
@@ -136,7 +137,7 @@ def _support(init: list[str], bodies: list[Statements]) -> list[str]:
     for body in bodies:
         for name, what in body.helpers.items():
             helpers[name] = helpers.get(name, set()) | what if isinstance(what, set) else what
-    parts = [support.named_tuple(kind) for kind in helpers.values() if isinstance(kind, type)]
+    parts = [support.named_tuple(name, kind) for name, kind in helpers.items() if isinstance(kind, type)]
     parts += [support.resampler(name, helpers[name]) for name in RESAMPLERS.values() if name in helpers]
     parts += [support.STOCHASTIC_DEPTH] if "stochastic_depth" in helpers else []
     parts += [support.GROUP] if "Group(" in text else []
@@ -144,15 +145,12 @@ def _support(init: list[str], bodies: list[Statements]) -> list[str]:
 
 
 def _imports(text: str) -> str:
+    containers = ", ".join(name for name in ("OrderedDict", "namedtuple") if re.search(rf"\b{name}\(", text))
     standard = [
-        line
-        for line, needed in (
-            ("import math\n", "math."),
-            ("from collections import namedtuple\n", "namedtuple("),
-            ("from pathlib import Path\n", "Path"),
-            ("from typing import Any\n", "Any"),
-        )
-        if re.search(rf"\b{re.escape(needed)}", text)
+        *(["import math\n"] if re.search(r"\bmath\.", text) else []),
+        *([f"from collections import {containers}\n"] if containers else []),
+        *(["from pathlib import Path\n"] if re.search(r"\bPath", text) else []),
+        *(["from typing import Any\n"] if re.search(r"\bAny", text) else []),
     ]
     third = ["import torch\n"] if re.search(r"\btorch\.", text) else []
     third += [f"from torch import {'Tensor, nn' if re.search(r'Tensor', text) else 'nn'}\n"]

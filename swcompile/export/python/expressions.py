@@ -7,6 +7,7 @@ import inspect
 import math
 import operator
 import types
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -151,13 +152,15 @@ def _is_plainly(value: Any, other: Any) -> bool:
 
 
 def function(target: Any) -> str:
-    """Return the name under which a program that imports torch, nn, F and math reaches a function.
+    """Return the name under which a program that imports torch, nn, F, math and OrderedDict reaches a function.
 
     Raises SwnetError for one that is not torch's or Python's.
     """
     if isinstance(target, OpOverload):
         return f"torch.ops.{target}"
     name = str(getattr(target, "__name__", ""))
+    if target is OrderedDict:
+        return name
     for prefix, place in (("F", functional), ("torch", torch), ("math", math), ("", builtins)):
         if name and getattr(place, name, None) is target:
             return f"{prefix}.{name}".lstrip(".")

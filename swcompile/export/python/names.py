@@ -6,24 +6,43 @@ import builtins
 import keyword
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 from torch import fx, nn
 
-_OURS = "self torch nn F math Any Tensor Path Group Model load WEIGHTS namedtuple _".split()
+_OURS = "self torch nn F math Any Tensor Path Group Model load WEIGHTS namedtuple OrderedDict _".split()
 _HELPERS = "max_pooled average_pooled subsampled stochastic_depth".split()
 _TAKEN = frozenset([*_OURS, *_HELPERS, *keyword.kwlist, *dir(builtins)])
 """What no value may be called: a local name would hide what the statements call."""
+_CALLED = frozenset(["torch", "nn", "F", "math", "OrderedDict", *_HELPERS])
+"""What statements do call, of that: an argument of such a name has another one."""
+
+
+def argument_name(node: fx.Node) -> str:
+    """Return the name of an argument: the model's own where that hides nothing, else with a line behind it."""
+    name = str(node.target)
+    return f"{name}_" if name in _CALLED else name
+
+
+def is_named_tuple(target: Any) -> bool:
+    """Whether a call makes a named tuple."""
+    return isinstance(target, type) and issubclass(target, tuple) and hasattr(target, "_fields")
+
+
+def class_name(kind: type) -> str:
+    """Return the name of a class of named tuples, another one than its own where the written module has that for something else."""
+    return f"{kind.__name__}Tuple" if kind.__name__ in _TAKEN or kind.__name__.startswith("Masked") else kind.__name__
 
 
 class Names:
     """A name for each node: an argument's own, for a module's value the shortest end of its path that no other has, else fx's."""
 
     def __init__(self, nodes: Sequence[fx.Node], root: nn.Module) -> None:
-        self._used = set(_TAKEN)
+        self._used = set(_TAKEN) | {class_name(node.target) for node in nodes if is_named_tuple(node.target)}  # type: ignore[arg-type]
         self._names: dict[fx.Node, str] = {}
         for node in nodes:
             if node.op == "placeholder":
-                self._names[node] = str(node.target).lstrip("*")
+                self._names[node] = argument_name(node).lstrip("*")
                 self._used.add(self._names[node])
         paths = list(dict.fromkeys(str(node.target) for node in nodes if node.op == "call_module"))
         made = {path: _made_by(root, path) for path in paths}

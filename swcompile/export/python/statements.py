@@ -29,7 +29,7 @@ from swcompile.export.python.expressions import (
     literal,
     without_defaults,
 )
-from swcompile.export.python.names import Names
+from swcompile.export.python.names import Names, class_name, is_named_tuple
 from swcompile.export.python.nodes import gathers, is_cut, is_inlined, parts_of, sizes_of
 from swcompile.modules import resample
 from swcompile.trace.purify import WRITES
@@ -181,9 +181,11 @@ class Statements:
         if qualified in KNOWN:
             self.helpers[KNOWN[qualified]] = None
             return KNOWN[qualified]
-        if isinstance(target, type) and issubclass(target, tuple) and hasattr(target, "_fields"):
-            self.helpers[target.__name__] = target
-            return target.__name__
+        if is_named_tuple(target):
+            name = class_name(target)
+            if self.helpers.setdefault(name, target) is not target:
+                raise SwnetError(f"Two classes of named tuples are called {name}. Rename one, or export to torch-export or onnx.")
+            return name
         return function(target)
 
     def _resampled(self, node: fx.Node) -> Expression:

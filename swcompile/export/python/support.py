@@ -98,7 +98,7 @@ def _to_size(kind: str, ranks: list[int]) -> list[str]:
     return lines
 
 
-def named_tuple(kind: Any) -> str:
+def named_tuple(name: str, kind: Any) -> str:
     """Return the definition of a class of named tuples."""
     fields = ", ".join(quoted(field) for field in kind._fields)
-    return "\n".join(layout.statement(f"{kind.__name__} = namedtuple({quoted(kind.__name__)}, [{fields}])", 0)) + "\n"
+    return "\n".join(layout.statement(f"{name} = namedtuple({quoted(name)}, [{fields}])", 0)) + "\n"
