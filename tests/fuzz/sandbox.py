@@ -161,7 +161,15 @@ def _folder() -> str | None:
 
 
 def _descriptors() -> int:
-    return len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0
+    """Count the open files, but for fonts, which matplotlib keeps open once it has drawn with them."""
+    names = os.listdir("/proc/self/fd") if os.path.isdir("/proc/self/fd") else []
+    return sum(not _target(f"/proc/self/fd/{name}").endswith(".ttf") for name in names)
+
+
+def _target(link: str) -> str:
+    with suppress(OSError):  # that of the listing itself is closed by now
+        return os.readlink(link)
+    return ""
 
 
 @contextmanager
