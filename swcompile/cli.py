@@ -589,6 +589,7 @@ def export(
     found, allowed = done.comparison.difference, done.comparison.tolerance
     shown = [
         f"Off by {found:.2g} of the largest output at batches of {batches} ({allowed:.2g} is allowed).",
+        *(["Train mode was not compared: the module itself does not run in it on these inputs."] if done.trained is False else []),
         *([] if done.open_batch else ["The batch size is fixed to that of the example, as it is in the model."]),
         f"Written to {target}: {', '.join(done.files)}",
     ]

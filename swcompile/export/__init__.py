@@ -45,6 +45,8 @@ class Exported:
     files: tuple[str, ...]
     comparison: Comparison
     open_batch: bool
+    trained: bool | None = None
+    """Whether train mode was compared, too: False where the module itself does not run in it, None for forms that have none."""
 
 
 def export(
@@ -81,29 +83,29 @@ def export(
         onnx.check_installed()
     given = None if example_inputs is None else (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
     with replacing(folder, force=force, kind=FORMAT) as fresh, torch.random.fork_rng(devices=[]):
-        compared, open_batch = _write(plain(module), example, given, to, fresh, aot, tolerance)
+        compared, open_batch, trained = _write(plain(module), example, given, to, fresh, aot, tolerance)
         files = tuple(sorted(file.name for file in fresh.iterdir()))
         _write_manifest(fresh, to, files, compared, open_batch)
-    return Exported(to, files, compared, open_batch)
+    return Exported(to, files, compared, open_batch, trained)
 
 
 def _write(
     module: RewiredModule, example: Example, given: Inputs | None, to: str, folder: Path, aot: bool, tolerance: float | None
-) -> tuple[Comparison, bool]:
-    """Write the form and compare it; return how it compares, and whether its batch is open."""
+) -> tuple[Comparison, bool, bool | None]:
+    """Write the form and compare it; return how it compares, whether its batch is open, and whether train mode was compared."""
     if to == "python":
         open_batch = _takes_batches(module, example, given)
         text = source(module, example)
         with _written_as_python():
             run = _write_python(text, module, folder)
             compared = compare(module, run, _inputs(example, given, open_batch), tolerance, to)
-            _compare_in_training(module, run, inputs_like(example, None, given), compared.tolerance)
-        return compared, open_batch
+            trained = _compare_in_training(module, run, inputs_like(example, None, given), compared.tolerance)
+        return compared, open_batch, trained
     program, open_batch = exported(module, example, given)
     runs = [onnx.save(program, folder) if to == "onnx" else save_program(program, folder)]
     runs += [save_package(program, folder)] if aot else []
     found = [compare(module, one, _inputs(example, given, open_batch), tolerance, to) for one in runs]
-    return max(found, key=lambda one: one.difference), open_batch
+    return max(found, key=lambda one: one.difference), open_batch, None
 
 
 def _inputs(example: Example, given: Inputs | None, open_batch: bool) -> Iterator[Inputs]:
@@ -144,8 +146,8 @@ def _write_python(text: str, module: RewiredModule, folder: Path) -> nn.Module:
     return made
 
 
-def _compare_in_training(module: RewiredModule, made: Run, inputs: Inputs, tolerance: float) -> None:
-    """Compare train mode, too, from one seed, where the module itself runs in it. Raises SwnetError where they differ."""
+def _compare_in_training(module: RewiredModule, made: Run, inputs: Inputs, tolerance: float) -> bool:
+    """Compare train mode, too, from one seed, and say whether the module itself runs in it. Raises SwnetError where they differ."""
     outputs = []
     for one in (module, made):
         with torch.random.fork_rng(devices=[]), torch.no_grad():
@@ -155,13 +157,14 @@ def _compare_in_training(module: RewiredModule, made: Run, inputs: Inputs, toler
             except Exception:
                 if one is made:
                     raise
-                return  # a batch that its norms do not take, for one
+                return False  # a batch that its norms do not take, for one
     found = difference(outputs[1], outputs[0])
     if not found <= tolerance:
         raise SwnetError(
             f"In train mode what was written as Python differs from the module by {found:.3g}, more than {tolerance:.3g}; nothing "
             "was kept. This is a bug of swcompile; take torch-export or onnx."
         )
+    return True
 
 
 def _write_manifest(folder: Path, to: str, files: Sequence[str], compared: Comparison, open_batch: bool) -> None:

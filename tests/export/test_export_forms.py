@@ -144,6 +144,14 @@ def test_train_mode_is_compared_too(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert not list(tmp_path.iterdir())
 
 
+def test_where_train_mode_cannot_be_compared_that_is_told(tmp_path: Path) -> None:
+    layers = [nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8), nn.ReLU()) for _ in range(4)]
+    module = swnet.transform(nn.Sequential(*layers, nn.Linear(8, 2)), torch.randn(4, 8), p=0.5).eval()
+    assert export(module, tmp_path / "four", to="python").trained is True
+    assert export(module, tmp_path / "one", to="python", example_inputs=torch.randn(1, 8)).trained is False  # norms want two
+    assert export(module, tmp_path / "program", to="torch-export").trained is None
+
+
 def test_a_folder_is_replaced_when_asked_and_only_one_of_ours(tmp_path: Path) -> None:
     module = net()
     export(module, tmp_path / "out", to="python")
