@@ -8,7 +8,7 @@ from typing import Protocol
 
 from torch import Tensor, nn
 
-from benchmarks.models import densenet, plain_cnn, plain_cnn21, resnet, resnet20
+from benchmarks.models import Bottleneck, densenet, plain_cnn, plain_cnn21, resnet, resnet20, unit
 from benchmarks.vision import torchvision_models
 
 
@@ -18,8 +18,8 @@ class Build(Protocol):
     def __call__(self, classes: int = 10, channels: int = 3, size: int = 32) -> nn.Module: ...
 
 
-def convnet_c(classes: int = 10, channels: int = 3, size: int = 32) -> nn.Sequential:
-    """Return SWNet's ConvNet-C: VGG16's 13 convolutions, and two fully connected layers.
+def convnet_c(classes: int = 10, channels: int = 3, size: int = 32, slim: int = 1) -> nn.Sequential:
+    """Return SWNet's ConvNet-C: VGG16's 13 convolutions, and two fully connected layers; all widths divided by `slim`.
 
     After each convolution: ReLU, a max pool where the group ends, batch norm; then dropout of .4 where there was no pool, and of
     .5 in front of the first fully connected layer. `size` is 32 to 63.
@@ -27,14 +27,16 @@ def convnet_c(classes: int = 10, channels: int = 3, size: int = 32) -> nn.Sequen
     Source: Javaheripi, Rouhani and Koushanfar, arXiv 1904.04862, section 4 and Table 1; the widths are VGG16's.
     """
     body: list[nn.Module] = []
-    for width, depth in ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3)):
+    for full, depth in ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3)):
+        width = full // slim
         for place in range(depth):
             ends = place == depth - 1
             pool: list[nn.Module] = [nn.MaxPool2d(2)] if ends else []
             dropout: list[nn.Module] = [] if ends else [nn.Dropout(0.4)]
             body += [nn.Conv2d(channels, width, 3, padding=1), nn.ReLU(), *pool, nn.BatchNorm2d(width), *dropout]
             channels = width
-    return nn.Sequential(*body, nn.Flatten(), nn.Dropout(0.5), nn.Linear(512, 512), nn.ReLU(), nn.Linear(512, classes))
+    head = (nn.Linear(channels, channels), nn.ReLU(), nn.Linear(channels, classes))
+    return nn.Sequential(*body, nn.Flatten(), nn.Dropout(0.5), *head)
 
 
 def plain_cnn41(classes: int = 10, channels: int = 3, size: int = 32) -> nn.Sequential:
@@ -42,19 +44,30 @@ def plain_cnn41(classes: int = 10, channels: int = 3, size: int = 32) -> nn.Sequ
     return plain_cnn((14, 13, 13), classes, channels)
 
 
-def slim_cnn21(classes: int = 10, channels: int = 3, size: int = 32) -> nn.Sequential:
-    """Return the plain net of 21 weight layers at a third of the widths and half the resolution, for two CPU cores."""
-    return plain_cnn((7, 7, 6), classes, channels, (8, 16, 32), (2, 2, 2))
+def slim_plain(depths: Sequence[int], classes: int = 10, channels: int = 3, size: int = 32) -> nn.Sequential:
+    """Return a plain net at a third of the widths of `plain_cnn21` and half the resolution, for two CPU cores."""
+    return plain_cnn(depths, classes, channels, (8, 16, 32), (2, 2, 2))
 
 
-def slim_resnet20(classes: int = 10, channels: int = 3, size: int = 32) -> nn.Sequential:
-    """Return ResNet-20 at half the widths and half the resolution."""
-    return nn.Sequential(nn.AvgPool2d(2), resnet((3, 3, 3), 8, classes, channels))
+def slim_resnet(depth: int, classes: int = 10, channels: int = 3, size: int = 32) -> nn.Sequential:
+    """Return ResNet-8, -20, -32, ... at half the widths and half the resolution."""
+    return nn.Sequential(nn.AvgPool2d(2), resnet(((depth - 2) // 6,) * 3, 8, classes, channels))
 
 
-def slim_densenet16(classes: int = 10, channels: int = 3, size: int = 32) -> nn.Sequential:
-    """Return a DenseNet of 16 weight layers, growth 8, at half the resolution."""
-    return nn.Sequential(nn.AvgPool2d(2), densenet(16, 8, classes, channels=channels))
+def slim_bottleneck29(classes: int = 10, channels: int = 3, size: int = 32) -> nn.Sequential:
+    """Return a ResNet of nine bottlenecks, 1x1, 3x3 and 1x1 convolutions, 4 to 16 wide inside, at half the resolution."""
+    body: list[nn.Module] = [nn.AvgPool2d(2), unit(channels, 16)]
+    before = 16
+    for group in range(3):
+        for place in range(3):
+            body.append(Bottleneck(before, 4 << group, 2 if group and place == 0 else 1))
+            before = 16 << group
+    return nn.Sequential(*body, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(before, classes))
+
+
+def slim_densenet(depth: int, classes: int = 10, channels: int = 3, size: int = 32) -> nn.Sequential:
+    """Return a DenseNet of `depth` weight layers, growth 8, at half the resolution."""
+    return nn.Sequential(nn.AvgPool2d(2), densenet(depth, 8, classes, channels=channels))
 
 
 def resnet56(classes: int = 10, channels: int = 3, size: int = 32) -> nn.Sequential:
@@ -169,9 +182,16 @@ MODELS: Mapping[str, Build] = {
     "convnet_c": convnet_c,
     "plain_cnn21": plain_cnn21,
     "plain_cnn41": plain_cnn41,
-    "slim_cnn21": slim_cnn21,
-    "slim_resnet20": slim_resnet20,
-    "slim_densenet16": slim_densenet16,
+    "slim_convnet_c": partial(convnet_c, slim=8),
+    "slim_cnn5": partial(slim_plain, (2, 1, 1)),
+    "slim_cnn9": partial(slim_plain, (3, 3, 2)),
+    "slim_cnn21": partial(slim_plain, (7, 7, 6)),
+    "slim_resnet8": partial(slim_resnet, 8),
+    "slim_resnet20": partial(slim_resnet, 20),
+    "slim_resnet32": partial(slim_resnet, 32),
+    "slim_bottleneck29": slim_bottleneck29,
+    "slim_densenet16": partial(slim_densenet, 16),
+    "slim_densenet28": partial(slim_densenet, 28),
     "slim_mobilenet": slim_mobilenet,
     "resnet20": resnet20,
     "resnet56": resnet56,
@@ -180,6 +200,7 @@ MODELS: Mapping[str, Build] = {
     "narrow_densenet40": narrow_densenet40,
     "mobilenet_v2": mobilenet_v2,
     "mlp": mlp,
+    "mlp3": partial(mlp, depth=3),
     "plain_mlp": plain_mlp,
     "alexnet": alexnet,
     "resnet18": resnet18,
