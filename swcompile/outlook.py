@@ -9,9 +9,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from swcompile.graph import LayerGraph
+from swcompile.metrics.channels import channel_graph
+from swcompile.metrics.directed import Sweep
 
 SHORTER = 2
 """How many times as long the longest path must be as the shortest for a network to count as having shortcuts: ours to choose."""
+
+
+DEEP = 7.4
+"""The effective depth up to which a network may gain little: half way, as a ratio, between a slim DenseNet and a slim ResNet-20."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +49,11 @@ def paths(graph: LayerGraph) -> Paths:
         longest = max((one.longest for one in sources), default=0)
         known.append(Paths(shortest + (layer is not None), longest + (layer is not None)))
     return max((known[layer.producer] for layer in graph.layers), key=lambda one: one.longest, default=Paths(0, 0))
+
+
+def effective_depth(graph: LayerGraph) -> float:
+    """Return the layers on a walk from an output back to the input, the mean over walks (swcompile.metrics.directed)."""
+    return Sweep(channel_graph(graph)).means()[1]
 
 
 def outlook(graph: LayerGraph, *, normed: bool) -> str | None:

@@ -18,9 +18,9 @@ import swnet
 from benchmarks import models, report
 from benchmarks.record import RESULTS
 from benchmarks.reporting import plots, tables
-from benchmarks.reporting.curves import COSTS, Group, Run, grouped, reached, read
+from benchmarks.reporting.curves import COSTS, Group, Run, family, grouped, reached, read
 from benchmarks.reporting.figures import figures
-from benchmarks.reporting.foretold import Known, judge, known, sentences
+from benchmarks.reporting.foretold import RULES, Known, Network, Rule, judge, known, sentences
 from benchmarks.reporting.judged import PAPER, judged, ours, rewired
 from benchmarks.reporting.ratios import Comparison, Ratio, Spent, changes, compare, compared, contrasts
 from benchmarks.reporting.regression import FIGURES, Point, fit, predictors
@@ -224,33 +224,49 @@ def test_what_is_ahead_in_every_pair_is_tried_again() -> None:
 
 def gained(**by_model: float) -> list[Known]:
     """Return models of which those in `by_model` gained so much; whose name begins with "r" have shortcuts."""
-    return [Known(model, 4.0 if model[0] == "r" else 1.0, model[0] == "r", rate, rate - 0.2) for model, rate in by_model.items()]
+    deep, short = Network(20, 20, 20.0, False), Network(20, 5, 5.0, True)
+    return [Known(model, "cifar10", short if model[0] == "r" else deep, rate, rate - 0.2) for model, rate in by_model.items()]
 
 
-def test_check_is_judged_on_models_left_out() -> None:
-    agreeing = judge(gained(plain1=2.0, plain2=1.5, r1=1.0, r2=1.05))
-    assert [(one.right, one.left_out) for one in agreeing] == [(True, True)] * 4
-    contrary = judge(gained(plain1=1.0, plain2=1.0, r1=2.0, r2=2.0))
-    assert not any(one.right for one in contrary)  # nor can any threshold turn the rule round
-    mixed = judge(gained(plain1=2.0, r1=2.0, r2=1.0, r3=1.0))
-    assert [one.right for one in mixed] == [True, False, True, True]
-    assert "; ".join(sentences(mixed)).startswith("check is right about 3 of the 4 models of which it is known; with its")
-    assert [one.left_out for one in judge(gained(plain1=2.0))] == [None]
-    unsure = judge(gained(plain1=2.0, plain2=1.15, r1=1.0))  # 1.15, from .95: nothing is known of it
-    assert [(one.right, one.left_out) for one in unsure] == [(True, True), (None, None), (True, True)]
-    assert "check is right about 2 of the 2 models of which it is known" in "; ".join(sentences(unsure))
+def found(rule: Rule, pairs: list[Known], what: str) -> list[bool | None]:
+    return [None if one is None else getattr(one, what) for one in judge(rule, pairs)]
 
 
-def test_what_check_says_is_taken_from_check(tmp_path: Path) -> None:
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.name)
+def test_a_rule_is_judged_on_families_left_out(rule: Rule) -> None:
+    agreeing = gained(plain_a=2.0, plain_b=1.5, r_a=1.0, r_b=1.05)
+    assert found(rule, agreeing, "right") == found(rule, agreeing, "left_out") == [True] * 4
+    contrary = gained(plain_a=1.0, plain_b=1.0, r_a=2.0, r_b=2.0)
+    assert not any(found(rule, contrary, "right") + found(rule, contrary, "left_out"))  # no threshold turns a rule round
+    mixed = gained(plain=2.0, r_a=2.0, r_b=1.0, r_c=1.0)
+    assert found(rule, mixed, "right") == [True, False, True, True]
+    assert f"By {rule.name}: right about 3 of the 4 of which it is known" in " ".join(sentences(mixed))
+    assert found(rule, gained(plain=2.0), "left_out") == [None]
+    unsure = gained(plain_a=2.0, plain_b=1.15, r=1.0)  # 1.15, from .95: nothing is known of it
+    assert found(rule, unsure, "right") == [True, None, True]
+
+
+def test_sizes_of_one_family_do_not_vouch_for_each_other() -> None:
+    sizes = gained(r8=1.0, r20=1.0, r32=1.0)
+    assert found(RULES[0], sizes, "left_out") == [None, None, None]
+    assert [family(one.model) for one in sizes] == ["r", "r", "r"]
+    with_other = [*sizes, *gained(plain=2.0)]
+    assert found(RULES[0], with_other, "left_out") == [True, True, True, True]
+    assert found(RULES[0], [*sizes, *gained(plain=1.0)], "left_out")[-1] is False  # nothing of its depth was seen before
+
+
+def test_what_is_known_beforehand_is_taken_from_check() -> None:
     runs = [
         synthetic(arm, rate=rate, model=model, options={"schedule": schedule, "batch": 2})
-        for model in ("plain_cnn21", "resnet20")
+        for model in ("plain_cnn21", "slim_densenet16")
         for arm, rate in (("original", 1.0), ("block-p0.3", 2.0))
         for schedule in ("constant", "cosine")
     ]
     compares = [(group, compared(group, COSTS)) for group in grouped(runs)]
-    assert [(one.model, one.ratio, one.told) for one in known(compares)] == [("plain_cnn21", 1.0, False), ("resnet20", 5.0, True)]
-    assert [one.gained for one in known(compares)] == pytest.approx([2.0, 2.0], rel=0.01)
+    plain, dense = known(compares)
+    assert plain.network == Network(21, 21, pytest.approx(21.0), told=False)
+    assert dense.network == Network(16, 4, pytest.approx(5.8, abs=0.1), told=True)
+    assert [one.gained for one in (plain, dense)] == pytest.approx([2.0, 2.0], rel=0.01)
     assert tables.foretold(compares).count("| may gain little |") == 1
 
 

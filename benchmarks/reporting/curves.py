@@ -219,3 +219,12 @@ def mean_path(runs: Sequence[Run], x: str, y: str) -> tuple[Floats, Floats, Floa
     xs, ys = (np.array([run.values(key)[:ends] for run in runs]) for key in (x, y))
     deviation = ys.std(axis=0, ddof=1) if len(runs) > 1 else np.full(ends, math.nan)
     return xs.mean(axis=0), ys.mean(axis=0), deviation
+
+
+def family(model: str) -> str:
+    """Return what networks of one architecture and several sizes are called alike.
+
+    >>> family("slim_cnn21"), family("plain_cnn41"), family("resnet18_small")
+    ('cnn', 'cnn', 'resnet')
+    """
+    return model.removeprefix("slim_").removeprefix("plain_").removesuffix("_small").rstrip("0123456789")

@@ -1,15 +1,15 @@
-"""Does `swcompile check` tell beforehand who gains? Its rule on each model, and the rule with a threshold found without that model.
+"""Can it be told beforehand who gains? Rules on each model as they are, and with a threshold found without the model's family.
 
 A network gains where its arm block-p0.3 reaches the original's final error at least GAIN times sooner in steps, at a constant rate,
-and the 95% interval of that lies above 1; it does not where the ratio is below GAIN; else nothing is known of it. `check` says "may
-gain little" of a network with norms whose longest path is at least SHORTER times as long as its shortest. Left out, a model is
-judged by the threshold that is right most often on all the others.
+and the 95% interval of that lies above 1; it does not where the ratio is below GAIN; else nothing is known of it. A rule gives a
+network a score, and says that it gains where that is above a threshold. Left out, a network is judged by the threshold that is right
+most often on all the networks of other families.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
@@ -18,10 +18,12 @@ import torch
 
 from benchmarks.lab.networks import MODELS
 from benchmarks.models import seeded
+from benchmarks.reporting.curves import family
+from benchmarks.reporting.figures import SETS
 from benchmarks.reporting.judged import Compared, at_end
 from benchmarks.reporting.ratios import Ratio
 from swcompile.api import survey
-from swcompile.outlook import SHORTER, outlook, paths
+from swcompile.outlook import DEEP, effective_depth, paths
 
 ARM = "block-p0.3"
 GAIN = 1.1
@@ -29,13 +31,23 @@ GAIN = 1.1
 
 
 @dataclass(frozen=True)
-class Known:
-    """A model's longest path over its shortest (1 where it has no norms), what check says of it, and what it gained."""
+class Network:
+    """What is known before training: layers on the longest path and on the shortest, the effective depth, and what check says."""
 
-    model: str
-    ratio: float
+    longest: int
+    shortest: int
+    depth: float
     told: bool
     """Whether check says that it may gain little."""
+
+
+@dataclass(frozen=True)
+class Known:
+    """A model on a set of images, and what it gained."""
+
+    model: str
+    data: str
+    network: Network
     gained: float
     low: float
     """The lower end of the interval of `gained`, NaN where it is open."""
@@ -49,84 +61,108 @@ class Known:
 
 
 @dataclass(frozen=True)
-class Judgement:
-    """Whether check was right about a model, and whether its rule would have been with a threshold found on the others."""
+class Rule:
+    """Who gains: networks whose score is above a threshold."""
 
-    known: Known
-    right: bool | None
+    name: str
+    threshold: float
+    score: Callable[[Network], float]
+
+
+RULES = (
+    Rule("effective depth", DEEP, lambda network: network.depth),
+    Rule("shortcuts", 0.5, lambda network: network.shortest / network.longest),
+)
+"""What `swcompile check` goes by, and what it went by before, from published data: shortcuts to half the depth, and norms."""
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """Whether a rule was right about a network, and whether it would have been with a threshold found on other families."""
+
+    right: bool
     left_out: bool | None
-    """None where there are no others. Both are None where it is not known whether the model gains."""
+    """None where there are no others."""
 
 
 def known(compared: Compared) -> list[Known]:
-    """Return what there is for each model, by name; models whose ratio is not known, or that cannot be built here, are left out."""
-    found: dict[str, Ratio] = {}
+    """Return what there is for each model and set, by name; what is not known, or cannot be built here, is left out."""
+    found: dict[tuple[str, str], Ratio] = {}
     for group, one in at_end(compared):
         ratio = one.ratios["step"]
-        if one.arm == ARM and group.kind == "constant" and ratio.bound != "?" and group.model in MODELS:
-            found.setdefault(group.model, ratio)
-    return [Known(model, *_said(model), ratio.value, ratio.low) for model, ratio in sorted(found.items())]
+        if one.arm == ARM and group.kind == "constant" and ratio.bound != "?" and group.model in MODELS and group.data in SETS:
+            found.setdefault((group.model, group.data), ratio)
+    return [Known(*pair, _network(*pair), ratio.value, ratio.low) for pair, ratio in sorted(found.items())]
 
 
 @cache
-def _said(model: str) -> tuple[float, bool]:
-    found = survey(seeded(MODELS[model], 0), torch.zeros(2, 3, 32, 32))
+def _network(model: str, data: str) -> Network:
+    classes, channels, size = SETS[data]
+    found = survey(seeded(MODELS[model], 0, classes, channels, size), torch.zeros(2, channels, size, size))
     length = paths(found.graph)
-    normed = outlook(found.graph, normed=True) == found.outlook  # check says the same as of a network with norms
-    return length.longest / length.shortest if normed else 1.0, found.outlook is not None
+    return Network(length.longest, length.shortest, effective_depth(found.graph), found.outlook is not None)
 
 
-def judge(models: Sequence[Known]) -> list[Judgement]:
-    """Judge each model, by the rule as it is and by the others alone."""
-    sure = [one for one in models if one.gains is not None]
-    return [
-        Judgement(one, one.told != one.gains, _left_out(one, [other for other in sure if other is not one]))
-        if one.gains is not None
-        else Judgement(one, None, None)
-        for one in models
-    ]
+def judge(rule: Rule, pairs: Sequence[Known]) -> list[Judgement | None]:
+    """Judge a rule by each pair, as it is and by other families alone; None where it is not known whether it gains."""
+    sure = [one for one in pairs if one.gains is not None]
+    return [None if one.gains is None else Judgement(_right(rule, one, rule.threshold), _left_out(rule, one, sure)) for one in pairs]
 
 
-def _left_out(one: Known, others: Sequence[Known]) -> bool | None:
+def _right(rule: Rule, one: Known, threshold: float) -> bool:
+    return (rule.score(one.network) > threshold) == one.gains
+
+
+def _left_out(rule: Rule, one: Known, sure: Sequence[Known]) -> bool | None:
+    others = [other for other in sure if family(other.model) != family(one.model)]
     if not others:
         return None
-    threshold = max(thresholds(others), key=lambda value: (right(others, value), -abs(math.log(value / SHORTER))))
-    return (one.ratio >= threshold) != one.gains
+
+    best = max(thresholds(rule, others), key=lambda value: sum(_right(rule, other, value) for other in others))
+    return _right(rule, one, best)
 
 
-def thresholds(models: Sequence[Known]) -> list[float]:
-    """Return a threshold below all ratios, above all, the rule's own, and one between each two neighbours."""
-    ratios = sorted({one.ratio for one in models})
-    between = (math.sqrt(low * high) for low, high in pairwise(ratios))
-    return [ratios[0] / 2, *between, ratios[-1] * 2, float(SHORTER)]
+def thresholds(rule: Rule, pairs: Sequence[Known]) -> list[float]:
+    """Return a threshold below all scores, one between each two neighbours and one above all, in that order."""
+    scores = sorted({rule.score(one.network) for one in pairs})
+    return [scores[0] / 2, *(math.sqrt(low * high) for low, high in pairwise(scores)), scores[-1] * 2]
 
 
-def right(models: Sequence[Known], threshold: float) -> int:
-    """Count the models of which a threshold is right."""
-    return sum((one.ratio >= threshold) != one.gains for one in models)
+def sentences(pairs: Sequence[Known]) -> Iterator[str]:
+    """Say how often each rule is right, beside saying the same of all."""
+    for rule in RULES:
+        found = [one for one in judge(rule, pairs) if one is not None]
+        left_out = [one.left_out for one in found if one.left_out is not None]
+        yield (
+            f"By {rule.name}: right about {sum(one.right for one in found)} of the {len(found)} of which it is known; "
+            f"with a threshold found on other families, about {sum(left_out)} of {len(left_out)}."
+        )
+    sure = [one.gains for one in pairs if one.gains is not None]
+    yield f"Saying the same of all would be right about {max(sum(sure), len(sure) - sum(sure))} of {len(sure)}."
 
 
-def sentences(found: Sequence[Judgement]) -> Iterator[str]:
-    """Say how often the rule is right, beside saying the same of all."""
-    sure = [one for one in found if one.right is not None]
-    gains = sum(bool(one.known.gains) for one in sure)
-    yield f"check is right about {sum(bool(one.right) for one in sure)} of the {len(sure)} models of which it is known"
-    if len(sure) > 1:
-        yield f"with its threshold found on the others alone, about {sum(bool(one.left_out) for one in sure)}"
-    yield f"saying the same of all would be right about {max(gains, len(sure) - gains)}"
+HEADINGS = (
+    *("model, images", "longest path over shortest", "effective depth", "check says", "ratio in steps"),
+    *(column for rule in RULES for column in (f"by {rule.name}", "left out")),
+)
 
 
-def rows(found: Sequence[Judgement]) -> list[tuple[str, ...]]:
+def rows(pairs: Sequence[Known]) -> list[tuple[str, ...]]:
     """Return the table's rows."""
-    words: Mapping[bool | None, str] = {True: "right", False: "wrong", None: "not known"}
+    judgements = [judge(rule, pairs) for rule in RULES]
     return [
         (
-            one.known.model,
-            f"{one.known.ratio:.2f}",
-            "may gain little" if one.known.told else "nothing",
-            f"{one.known.gained:.2f}" + ("" if math.isnan(one.known.low) else f" (from {one.known.low:.2f})"),
-            words[one.right],
-            words[one.left_out],
+            f"{one.model}, {one.data}",
+            f"{one.network.longest / one.network.shortest:.2f}",
+            f"{one.network.depth:.1f}",
+            "may gain little" if one.network.told else "nothing",
+            f"{one.gained:.2f}" + ("" if math.isnan(one.low) else f" (from {one.low:.2f})"),
+            *(word for judged in judgements for word in _words(judged[place])),
         )
-        for one in found
+        for place, one in enumerate(pairs)
     ]
+
+
+def _words(found: Judgement | None) -> tuple[str, str]:
+    words: Mapping[bool | None, str] = {True: "right", False: "wrong", None: "not known"}
+    return ("not known", "not known") if found is None else (words[found.right], words[found.left_out])

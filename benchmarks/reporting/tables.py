@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import numpy as np
 
 from benchmarks.lab.grids import GRIDS
-from benchmarks.reporting.curves import COSTS, FRACTIONS, ORIGINAL, Group, Run
-from benchmarks.reporting.foretold import judge, known, rows, sentences
+from benchmarks.reporting.curves import COSTS, FRACTIONS, ORIGINAL, Group, Run, family
+from benchmarks.reporting.foretold import HEADINGS, known, rows, sentences
 from benchmarks.reporting.judged import PAPER, TRIALS, Compared, judged, ours
 from benchmarks.reporting.ratios import Change, Comparison, behind, changes, contrasts
 from benchmarks.reporting.regression import CHANGE, FEWEST_MODELS, FIGURES, Point, fit, predictors, sets
@@ -190,12 +190,9 @@ def _and(names: Sequence[str]) -> str:
 
 
 def foretold(compared: Compared) -> str:
-    """Return the table of what `swcompile check` says of each model beside what it gained."""
-    found = judge(known(compared))
-    if not found:
-        return "No curves yet.\n"
-    headings = ("model", "longest path over shortest", "check says", "ratio in steps", "check", "left out")
-    return f"{markdown(headings, rows(found))}\n{'; '.join(sentences(found))}.\n"
+    """Return the table of what is known of each model beforehand beside what it gained, and how often each rule is right."""
+    found = known(compared)
+    return f"{markdown(HEADINGS, rows(found))}\n{chr(10).join(sentences(found))}\n" if found else "No curves yet.\n"
 
 
 Figures = Callable[[Sequence[Run]], Mapping[str, float] | None]
@@ -231,15 +228,6 @@ def tried_only(group: Group, arm: str) -> bool:
     """Say whether an arm says nothing new of figures: a trial, which has the graph of another, or a run of another grid again."""
     first = group.arms[arm][0].records[0]
     return group.grid.startswith(TRIALS) or bool(first.get("variant") or first.get("rewire_every"))
-
-
-def family(model: str) -> str:
-    """Return what networks of one architecture and several sizes are called alike.
-
-    >>> family("slim_cnn21"), family("plain_cnn41"), family("resnet18_small")
-    ('cnn', 'cnn', 'resnet')
-    """
-    return model.removeprefix("slim_").removeprefix("plain_").removesuffix("_small").rstrip("0123456789")
 
 
 def regression(compared: Compared, figures: Figures) -> str:
