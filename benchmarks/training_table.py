@@ -14,7 +14,7 @@ from benchmarks.record import RESULTS
 from benchmarks.reporting.curves import ORIGINAL, Group, Run, grouped, read
 from benchmarks.reporting.ratios import Ratio, compared
 
-GRIDS = ("quick", "breadth", "core", "full", "densenet40", "densenet40-short")
+GRIDS = ("quick", "breadth", "gains", "core", "full", "densenet40", "densenet40-short")
 """Those whose arms are networks as users get them, and controls."""
 HEADINGS = (
     "network, images, learning rate",

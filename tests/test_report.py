@@ -18,7 +18,7 @@ import swnet
 from benchmarks import models, report
 from benchmarks.record import RESULTS
 from benchmarks.reporting import plots, tables
-from benchmarks.reporting.curves import COSTS, Group, Run, family, grouped, reached, read
+from benchmarks.reporting.curves import COSTS, Group, Run, family, grouped, reached, read, waiting
 from benchmarks.reporting.figures import figures
 from benchmarks.reporting.foretold import RULES, Known, Network, Rule, judge, known, sentences
 from benchmarks.reporting.judged import PAPER, judged, ours, rewired
@@ -298,6 +298,11 @@ def test_only_runs_that_compare_are_grouped() -> None:
         grouped([synthetic("fast")])
     with pytest.raises(SystemExit, match="two curves are of arm fast"):
         grouped([synthetic(), synthetic("fast"), synthetic("fast")])
+    begun = [synthetic(), synthetic("fast", grid="later")]
+    groups = grouped(begun)
+    assert [group.grid for group in groups] == ["g"]
+    assert waiting(begun, groups) == ["later: convnet_c, cifar10, constant"]
+    assert "no finished curve of their originals yet: later: convnet_c" in report.report(begun, "this")["report.md"]
     (tuned,) = grouped([synthetic(base_lr=0.1), synthetic("fast", base_lr=0.3)])
     assert "Learning rate: original 0.1, fast 0.3." in report._about(tuned)
 

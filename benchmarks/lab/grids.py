@@ -206,12 +206,13 @@ def _tried(*names: str, wiring: str = "block") -> tuple[Arm, ...]:
     return tuple(Arm(f"{wiring}-p0.3-{name}", 0.3, wiring, variant=name) for name in names)
 
 
+REWIRED = Arm("kernel-p0.3-rewired", 0.3, "kernel", rewire_every=25)
 TRIED = (
     *(Arm(f"block-p{p:g}", p) for p in (0.15, 0.3, 0.6, 1.0)),
     *_tried("near", "far", "avg", "stride", "block-1", "block-8", "deep", "shallow", "no-image", "tap-scale"),
     KERNEL,
     *_tried("dense-init", wiring="kernel"),
-    Arm("kernel-p0.3-rewired", 0.3, "kernel", rewire_every=25),
+    REWIRED,
 )
 """The policies: each arm differs from block-p0.3, or from kernel-p0.3, in one choice."""
 
@@ -221,9 +222,12 @@ POLICY = Grid(
 )
 """What the defaults rest on: all arms at the rate that tuning chose for block-p0.3, on two CPU cores."""
 
-PICKED = (ORIGINAL, *BLOCKS, *_tried("far"), Arm("block-p1-far", 1.0, variant="far"))
+PICKED = (
+    *(ORIGINAL, *BLOCKS, *_tried("far"), Arm("block-p1-far", 1.0, variant="far")),
+    *(KERNEL, *_tried("dense-init", wiring="kernel"), REWIRED),
+)
 POLICY_AGAIN = Grid("policy-again", tuple(replace(task, arms=PICKED) for task in POLICY.tasks), seeds=(10, 11, 12, 13, 14))
-"""What `policy` picked, p = 1 and far sources, and both together, with seeds that had no part in that."""
+"""What `policy` picked, with seeds that had no part in that: p = 1, far sources, both together, and both changes of `kernel`."""
 
 SLIM_ARMS = (ORIGINAL, BLOCKS[0], KERNEL)
 BREADTH = Grid(

@@ -176,14 +176,28 @@ def _read_one(file: Path) -> Run | None:
 
 
 def grouped(runs: Sequence[Run]) -> list[Group]:
-    """Sort runs into groups, in the order of their names. Raises SystemExit where runs of one group do not compare."""
+    """Sort runs into groups, in the order of their names; runs whose original has no finished curve yet are left out.
+
+    Raises SystemExit where runs of one group do not compare, or there is no group.
+    """
     by_key: dict[tuple[str, str, str, str], list[Run]] = {}
     for run in runs:
         by_key.setdefault(run.key, []).append(run)
-    return [_group(key, by_key[key]) for key in sorted(by_key)]
+    found = [_group(key, by_key[key]) for key in sorted(by_key)]
+    if not any(found):
+        raise SystemExit(
+            f"{', '.join(min(by_key))}: there is no finished curve of an original to compare with; run the grid first."
+        )
+    return [group for group in found if group is not None]
 
 
-def _group(key: tuple[str, str, str, str], runs: Sequence[Run]) -> Group:
+def waiting(runs: Sequence[Run], groups: Sequence[Group]) -> list[str]:
+    """Return the names of what `grouped` left out."""
+    there = {(group.grid, group.model, group.data, group.schedule) for group in groups}
+    return [f"{grid}: {', '.join(other)}" for grid, *other in sorted({run.key for run in runs} - there)]
+
+
+def _group(key: tuple[str, str, str, str], runs: Sequence[Run]) -> Group | None:
     name = ", ".join(key)
     _refuse_others(name, runs)
     end = max(run.last["step"] for run in runs)
@@ -192,7 +206,7 @@ def _group(key: tuple[str, str, str, str], runs: Sequence[Run]) -> Group:
         if run.last["step"] == end:
             arms.setdefault(run.arm, []).append(run)
     if not arms[ORIGINAL]:
-        raise SystemExit(f"{name}: there is no finished curve of an original to compare with; run the grid first.")
+        return None
     for arm, found in arms.items():
         if len({(run.seed, run.topology) for run in found}) < len(found):
             raise SystemExit(f"{name}: two curves are of arm {arm} with the same seeds; give each run once.")

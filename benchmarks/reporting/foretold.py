@@ -2,8 +2,8 @@
 
 A network gains where its arm block-p0.3 reaches the original's final error at least GAIN times sooner in steps, at a constant rate,
 and the 95% interval of that lies above 1; it does not where the ratio is below GAIN; else nothing is known of it. A rule gives a
-network a score, and says that it gains where that is above a threshold. Left out, a network is judged by the threshold that is right
-most often on all the networks of other families.
+network a score, and says that it gains where that is above a threshold. Left out, a network is judged by the threshold that is
+right most often on all the networks of other families, the lowest of several; the rule's own has no part in that.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from benchmarks.reporting.figures import SETS
 from benchmarks.reporting.judged import Compared, at_end
 from benchmarks.reporting.ratios import Ratio
 from swcompile.api import survey
-from swcompile.outlook import DEEP, effective_depth, paths
+from swcompile.outlook import DEEP, LITTLE, effective_depth, paths
 
 ARM = "block-p0.3"
 GAIN = 1.1
@@ -100,13 +100,15 @@ def _network(model: str, data: str) -> Network:
     classes, channels, size = SETS[data]
     found = survey(seeded(MODELS[model], 0, classes, channels, size), torch.zeros(2, channels, size, size))
     length = paths(found.graph)
-    return Network(length.longest, length.shortest, effective_depth(found.graph), found.outlook is not None)
+    return Network(length.longest, length.shortest, effective_depth(found.graph), (found.outlook or "").startswith(LITTLE))
 
 
 def judge(rule: Rule, pairs: Sequence[Known]) -> list[Judgement | None]:
     """Judge a rule by each pair, as it is and by other families alone; None where it is not known whether it gains."""
     sure = [one for one in pairs if one.gains is not None]
-    return [None if one.gains is None else Judgement(_right(rule, one, rule.threshold), _left_out(rule, one, sure)) for one in pairs]
+    return [
+        None if one.gains is None else Judgement(_right(rule, one, rule.threshold), _left_out(rule, one, sure)) for one in pairs
+    ]
 
 
 def _right(rule: Rule, one: Known, threshold: float) -> bool:

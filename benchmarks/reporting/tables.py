@@ -115,8 +115,9 @@ MARGIN = 1.0
 
 def tried(compared: Compared, grid: str) -> str:
     """Return the table of the choices that a grid tries, each against the default one, and what the grid says of it."""
-    groups = [(group, {one.arm: one for one in changes(group)}) for group, _ in compared if group.grid == grid]
-    if not any(found for _, found in groups):
+    there = [group for group, _ in compared if group.grid == grid]
+    groups = [(group, found) for group in there if (found := {one.arm: one for one in changes(group)})]
+    if not groups:
         return "No curves yet.\n"
     headings = ["arm", "against"]
     for group, _ in groups:
@@ -124,7 +125,7 @@ def tried(compared: Compared, grid: str) -> str:
     arms = dict.fromkeys(arm for _, found in groups for arm in found)
     says = verdict if grid == DECIDES else picked
     rows = [_tried([found.get(arm) for _, found in groups], says) for arm in arms]
-    told = _missing(grid, [group for group, _ in groups])
+    told = _missing(grid, there)
     return markdown([*headings, "decided" if grid == DECIDES else "tried again"], rows) + (f"\n{told}\n" if told else "")
 
 
