@@ -65,9 +65,9 @@ too: that was tried in the grid gains (on slim_mobilenet, in breadth, `block` re
 
 FORETOLD = f"""\
 At a constant rate, {ARM}, at the original's final error. A network gains where that is {GAIN:g} or more and its interval above 1,
-and does not where it is less; else nothing is known. Two rules: by effective depth, which check goes by (gains from {DEEP}
-on), and by shortcuts, which it went by before (gains unless its longest path is {SHORTER} or more times its shortest). Both had
-their thresholds, and the first what was expected of each network, before any curve of the grid gains was made; "left out" is the rule
+and does not where it is less; else nothing is known. Two rules: by effective depth, which check goes by (gains from {DEEP} on), and
+by shortcuts, which it went by before (gains unless its longest path is {SHORTER} or more times its shortest). Both had their
+thresholds, and the first what was expected of each network, before any curve of the grid gains was made; "left out" is the rule
 with the threshold that is best on all networks of other families. These networks were trained for 7 epochs on 10,000 images:
 nothing is said here of training to the end, of which published data has networks with norms and shortcuts gain 1.04 to 1.10 times.
 """

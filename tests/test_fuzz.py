@@ -77,6 +77,7 @@ def test_the_command_runs_one_and_says_how_it_ended(capsys: pytest.CaptureFixtur
         ("import os; os.chdir('/')", "the working directory is not as it was"),
         ("import sys; sys.path.append('x')", "sys.path is not as it was"),
         ("import time; time.sleep(9)", "it took longer than 0.2 s"),
+        ("while True: pass", "it took longer than 0.2 s"),
         ("from swcompile.errors import SwnetError; raise SwnetError('x' * 10_000)", "a message of 10,000 characters"),
     ],
 )

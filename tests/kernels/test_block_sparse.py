@@ -64,7 +64,7 @@ def test_every_configuration(name: str, dtype: torch.dtype, monkeypatch: pytest.
     assert not watch.faults
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(st.data())
 def test_any_shape(data: st.DataObject) -> None:
     batch, height, width, inputs = (data.draw(st.integers(least, most)) for least, most in ((1, 2), (1, 6), (1, 6), (1, 40)))

@@ -103,7 +103,7 @@ def test_rows_are_split_among_programs_and_summed(monkeypatch: pytest.MonkeyPatc
     assert not watch.faults
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(st.data())
 def test_any_shape(data: st.DataObject) -> None:
     batch, height, width, inputs = (data.draw(st.integers(least, most)) for least, most in ((1, 2), (1, 6), (1, 6), (1, 40)))

@@ -40,7 +40,7 @@ def test_every_activation_and_a_norm_without_affine(activation: str, affine: boo
     assert close(gather(source, taps, **options), gather_reference(source, taps, **options))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(st.data())
 def test_any_shape(data: st.DataObject) -> None:
     batch, height, width, channels = (data.draw(st.integers(1, most)) for most in (3, 9, 9, 70))

@@ -78,7 +78,7 @@ def test_every_configuration(name: str, dtype: torch.dtype, monkeypatch: pytest.
     assert not watch.faults
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(st.data())
 def test_any_shape(data: st.DataObject) -> None:
     rows, channels, outputs = (data.draw(st.integers(1, most)) for most in (90, 80, 70))

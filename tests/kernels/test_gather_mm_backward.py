@@ -89,7 +89,7 @@ def test_rows_are_split_among_programs_and_summed(monkeypatch: pytest.MonkeyPatc
     assert not watch.faults
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(st.data())
 def test_any_shape(data: st.DataObject) -> None:
     rows, channels, outputs = (data.draw(st.integers(1, most)) for most in (90, 80, 70))

@@ -162,7 +162,7 @@ def drawn(name: str, data: st.DataObject) -> tuple[Any, Reads, tuple[Tensor, ...
     return layer.double(), model, maps
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(st.data())
 def check(backend: str, name: str, data: st.DataObject) -> None:
     layer, model, maps = drawn(name, data)
