@@ -94,7 +94,7 @@ def _text(made: Compared, left_out: Sequence[str], command: str) -> Iterator[str
     yield tables.paper(made)
     yield "## What was tried for the defaults\n"
     yield TRIED
-    for grid in ("policy", "gains", tables.DECIDES):
+    for grid in ("policy", "gains", tables.DECIDES, "policy-rate"):
         yield f"### {grid}\n"
         yield tables.tried(made, grid)
     yield "## Does check tell beforehand who gains?\n"

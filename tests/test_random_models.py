@@ -370,7 +370,7 @@ def _check_ledger(rewired: RewiredModule) -> None:
 
 # Against the interpreter
 
-EXAMPLES, SEED = (int(os.environ.get(f"SWCOMPILE_{name}", default)) for name, default in (("EXAMPLES", "60"), ("SEED", "0")))
+EXAMPLES, SEED = (int(os.environ.get(f"SWCOMPILE_{name}", default)) for name, default in (("EXAMPLES", "30"), ("SEED", "0")))
 REFUSALS = ("Nothing can be rewired as asked", "block=3 is too large")
 """How the messages begin, or what they hold, with which a random model may be refused."""
 OPTIONS = {

@@ -24,6 +24,7 @@ from benchmarks.reporting.foretold import RULES, Known, Network, Rule, judge, kn
 from benchmarks.reporting.judged import PAPER, judged, ours, rewired
 from benchmarks.reporting.ratios import Comparison, Ratio, Spent, changes, compare, compared, contrasts
 from benchmarks.reporting.regression import FIGURES, Point, fit, predictors
+from swcompile import outlook
 
 ROOT = RESULTS.parent.parent
 NONE = Ratio(1.0, math.nan, math.nan)
@@ -478,16 +479,6 @@ def test_the_report_is_the_same_to_the_byte(tmp_path: Path, monkeypatch: pytest.
     assert "unknown" in text
 
 
-def test_the_report_on_the_kept_curves_says_what_they_show() -> None:
-    folder = RESULTS / "convergence"
-    files = report.report(read([folder / "densenet40-short"]), "a command")
-    text = files["report.md"]
-    decaying = text[text.index("## Rate that falls by the clock") :]
-    assert "### densenet40-short: densenet40, cifar10, one-cycle" in decaying
-    assert "| small-world-98K | 3 | 97,996 |" in decaying
-    assert files["ratios.svg"].startswith("<?xml")
-
-
 def test_the_report_that_is_kept_is_what_the_curves_say() -> None:
     folder = RESULTS / "convergence"
     made = report.report(read([folder]), "python -m benchmarks.report benchmarks/results/convergence")
@@ -496,3 +487,18 @@ def test_the_report_that_is_kept_is_what_the_curves_say() -> None:
     assert [name for name in made if made[name] != kept[name]] == [], (
         "run python -m benchmarks.report benchmarks/results/convergence"
     )
+    text = kept["report.md"]
+    decaying = text[text.index("## Rate that falls by the clock") :]
+    assert "### densenet40-short: densenet40, cifar10, one-cycle" in decaying
+    assert "| small-world-98K | 3 | 97,996 |" in decaying
+
+
+def test_what_check_quotes_of_our_curves_is_what_they_say() -> None:
+    text = (RESULTS / "convergence" / "report" / "report.md").read_text(encoding="utf-8")
+    rows = [line.split(" | ") for line in text.split("| longest path over shortest |")[1].split("\n\n")[0].splitlines()[2:]]
+    gains = [(float(row[2]), float(row[4].split()[0])) for row in rows]
+    for quoted, found in (
+        (outlook.SHALLOW_GAINS, [gained for depth, gained in gains if depth < outlook.DEEP]),
+        (outlook.DEEP_GAINS, [gained for depth, gained in gains if depth >= outlook.DEEP]),
+    ):
+        assert quoted == (min(found), max(found))

@@ -3,6 +3,7 @@
 GRIDS["quick"]        two CPU cores, under 40 minutes
 GRIDS["policy"]       two CPU cores: what the defaults rest on, each choice changed alone
 GRIDS["policy-again"] the choices that it picked, with other seeds, which decide
+GRIDS["policy-rate"]  the initialisation that it picked, at the rate that suits the wiring without it
 GRIDS["breadth"]      two CPU cores: three families that have shortcuts already
 GRIDS["gains"]        two CPU cores: nets from shallow to deep, with shortcuts and without; who gains, and is it foretold?
 GRIDS["core"]         one H200, at most 30 minutes by estimate
@@ -229,6 +230,13 @@ PICKED = (
 POLICY_AGAIN = Grid("policy-again", tuple(replace(task, arms=PICKED) for task in POLICY.tasks), seeds=(10, 11, 12, 13, 14))
 """What `policy` picked, with seeds that had no part in that: p = 1, far sources, both together, and both changes of `kernel`."""
 
+POLICY_RATE = Grid(
+    name="policy-rate",
+    tasks=(replace(SLIM_CONSTANT, arms=(ORIGINAL, KERNEL, *_tried("dense-init", wiring="kernel")), lr=0.2, lrs=()),),
+    seeds=POLICY_AGAIN.seeds,
+)
+"""Smaller weights at first make for larger steps: the same at the rate which tuning chose for `kernel`, four times that of `policy`."""
+
 SLIM_ARMS = (ORIGINAL, BLOCKS[0], KERNEL)
 BREADTH = Grid(
     name="breadth",
@@ -407,6 +415,7 @@ GRIDS: Mapping[str, Grid] = {
         QUICK,
         POLICY,
         POLICY_AGAIN,
+        POLICY_RATE,
         BREADTH,
         GAINS,
         SLIM_SIZES,

@@ -126,7 +126,7 @@ def tried(compared: Compared, grid: str) -> str:
     says = verdict if grid == DECIDES else picked
     rows = [_tried([found.get(arm) for _, found in groups], says) for arm in arms]
     told = _missing(grid, there)
-    return markdown([*headings, "decided" if grid == DECIDES else "tried again"], rows) + (f"\n{told}\n" if told else "")
+    return markdown([*headings, "decided" if grid == DECIDES else "ahead in all"], rows) + (f"\n{told}\n" if told else "")
 
 
 def _missing(grid: str, groups: Sequence[Group]) -> str:
