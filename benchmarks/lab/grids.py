@@ -235,7 +235,7 @@ POLICY_RATE = Grid(
     tasks=(replace(SLIM_CONSTANT, arms=(ORIGINAL, KERNEL, *_tried("dense-init", wiring="kernel")), lr=0.2, lrs=()),),
     seeds=POLICY_AGAIN.seeds,
 )
-"""Smaller weights at first make for larger steps: the same at the rate which tuning chose for `kernel`, four times that of `policy`."""
+"""Smaller weights at first make for larger steps: the same at the rate that tuning chose for `kernel`, four times `policy`'s."""
 
 SLIM_ARMS = (ORIGINAL, BLOCKS[0], KERNEL)
 BREADTH = Grid(

@@ -180,8 +180,8 @@ BUSY = 4
 def limited(seconds: float) -> Iterator[list[str]]:
     """Raise Overtime in the block after so many seconds, and each second from then on; yield a list of where that was.
 
-    They are the processor's, or BUSY times as many by the clock: a machine that has other work is no failure. Again and again, since
-    whatever catches everything may catch the first one.
+    They are the processor's, or BUSY times as many by the clock: a machine that has other work is no failure. Again and again,
+    since whatever catches everything may catch the first one.
     """
     rung: list[str] = []
 
