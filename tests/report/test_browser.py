@@ -13,7 +13,7 @@ import pytest
 from playwright.sync_api import Browser, sync_playwright
 from playwright.sync_api import Page as Tab
 
-from swcompile.graph import GraphBuilder, LayerGraph
+from benchmarks import bench_report
 from swcompile.report import layout
 from tests.report.networks import HOSTILE, NAMES, facts_of, residual
 
@@ -214,30 +214,10 @@ def test_it_prints(opened):
     assert tab.pdf(prefer_css_page_size=True).count(b"/Type /Page\n") > 1
 
 
-def dense(count: int) -> LayerGraph:
-    """Return a network in which each of `count` layers reads all before it."""
-    build = GraphBuilder("dense")
-    x = build.input("x", 16)
-    for place in range(count):
-        read = build.feature(f"into {place}", x, (2, x[-1].stop, 16, 16))
-        x = build.cat(x, build.layer(f"layer{place}", read, 8, kernel_size=(3, 3), positions=256))
-    build.sink(build.layer("head", build.feature("pooled", x, (2, x[-1].stop)), 10, kind="Linear"))
-    return build.finish()
-
-
-def test_a_dense_network_of_100_layers_is_drawn_within_2_seconds(browser, tmp_path):
+@pytest.mark.parametrize("name", ["resnet152", "densenet201"])
+def test_large_networks_open_within_2_seconds(browser: Browser, name: str, tmp_path: Path) -> None:
     """Counted is what the page's own thread worked, as other programs may have the cores."""
-    facts = facts_of(dense(100), p=0.3, block=8)
-    made = tmp_path / "dense.html"
-    made.write_text(layout.page(facts), encoding="utf-8")
-    tab = browser.new_page()
-    tab.set_default_timeout(60_000)
-    session = tab.context.new_cdp_session(tab)
-    session.send("Performance.enable", {"timeDomain": "threadTicks"})
-    tab.goto(made.as_uri())
-    tab.evaluate("new Promise((drawn) => requestAnimationFrame(() => requestAnimationFrame(drawn)))")
-    found = {one["name"]: one["value"] for one in session.send("Performance.getMetrics")["metrics"]}
-    arcs = tab.locator("svg.network .arc").count()
-    tab.close()
-    assert arcs > 3_000
-    assert 0 < found["TaskDuration"] < 2
+    made, _ = bench_report.make(name, bench_report.MODELS[name], tmp_path)
+    _, of_its_thread, arcs = bench_report.opened(browser, made)
+    assert arcs > 500
+    assert 0 < of_its_thread < bench_report.OPEN_SECONDS
