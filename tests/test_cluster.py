@@ -4,8 +4,6 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("ray", reason="the extra `cluster` is not installed")
-
 from tests.test_resuming import curves, data, ended, start  # noqa: F401
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Ray's own
