@@ -23,7 +23,8 @@ did, of those that were known when it was chosen. Others were trained to judge i
 
 SHALLOW_GAINS = (0.99, 1.29)
 DEEP_GAINS = (1.18, 2.90)
-"""The least and the most times fewer steps that ours took below and above that depth; a test holds them to the curves."""
+"""How many times as fast ours came to the original's final error below and above that depth, the least and the most of them, in
+steps; a test holds them to the curves."""
 
 LITTLE = "It may gain little"
 
@@ -73,8 +74,8 @@ def outlook(graph: LayerGraph, *, normed: bool) -> str | None:
     if depth < DEEP:
         return (
             f"{LITTLE}: its effective depth, the layers on a random walk back from its output, is {depth:.1f} already. Of ours, "
-            f"slim networks trained for 7 epochs on 10,000 images, those below {DEEP} took {_times(SHALLOW_GAINS)} times fewer "
-            f"steps to the original's final error, deeper ones {_times(DEEP_GAINS)} times. This is a rule of thumb."
+            f"slim networks trained for 7 epochs on 10,000 images, those below {DEEP} came to the original's final error "
+            f"{_times(SHALLOW_GAINS)} times as fast in steps, deeper ones {_times(DEEP_GAINS)} times. This is a rule of thumb."
         )
     if normed and found.longest >= SHORTER * found.shortest:
         return (
