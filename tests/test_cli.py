@@ -590,8 +590,8 @@ def test_a_graph_is_never_a_file_of_the_model_to_be_written(swcompile, project):
 
 def test_an_export_is_named_after_its_folder_and_lies_beside_it() -> None:
     here = os.getcwd()
-    assert [cli._named(name) for name in ("out/", "./out", ".", "..")] == ["out", "out", here, os.path.dirname(here)]
-    assert cli.FORMS == export.FORMS
+    assert [cli.export._named(name) for name in ("out/", "./out", ".", "..")] == ["out", "out", here, os.path.dirname(here)]
+    assert cli.export.FORMS == export.FORMS
 
 
 @pytest.mark.parametrize("command", ["transform", "analyze", "check"])
@@ -605,13 +605,13 @@ def test_help_documents_exit_codes_and_every_choice(swcompile, command):
         assert f"--{name} {'|'.join(offered)}" in result.out
 
 
-@pytest.mark.parametrize("command", [cli.transform, cli.analyze, cli.check])
+@pytest.mark.parametrize("command", ["transform", "analyze", "check"])
 def test_the_defaults_are_those_of_the_python_interface(command):
-    function = swnet.transform if command is cli.transform else swnet.analyze
+    function = swnet.transform if command == "transform" else swnet.analyze
     wanted = {name: parameter.default for name, parameter in inspect.signature(function).parameters.items()}
-    found = {option.name: option.default for option in command.params if isinstance(option, Option)}
+    found = {option.name: option.default for option in cli.cli.commands[command].params if isinstance(option, Option)}
     own = {"entry", "inputs", "out", "force", "plan_file", "graph_file", "report_file", "plots", "as_json", "quiet"}
-    in_python_only = {cli.transform: {"calibrate", "batches", "loss_fn", "lower"}, cli.check: {"points"}}.get(command, set())
+    in_python_only = {"transform": {"calibrate", "batches", "loss_fn", "lower"}, "check": {"points"}}.get(command, set())
     assert wanted.keys() - found.keys() == {"model", "example_inputs"} | in_python_only
     for name in found.keys() - own:
         default = found[name] if isinstance(found[name], int | float | str | tuple) else None  # click's mark for "not given"
@@ -769,6 +769,31 @@ def test_the_command_line_answers_without_torch():
     )
 
 
+IMPORTING = """
+import os, signal, sys
+from swcompile import cli
+
+
+class Watch:
+    def find_spec(self, name, path=None, target=None):
+        if name == "torch":
+            os.write(2, signal.getsignal(signal.SIGINT).__qualname__.encode())
+            os._exit(0)
+
+
+sys.meta_path.insert(0, Watch())
+cli.run(sys.argv[1:])
+"""
+
+
+@pytest.mark.parametrize("command", ["transform net.py", "analyze net.py", "check net.py", "export out --to python", "bench"])
+def test_an_interrupt_waits_wherever_torch_is_imported_first(project, command):
+    """A stage imported in front of it would bring torch along, outside of what holds interrupts back."""
+    program = [sys.executable, "-c", IMPORTING, *command.split()]
+    ran = subprocess.run(program, cwd=project, env=environment(), capture_output=True, text=True, timeout=60)
+    assert ran.stderr == "import_torch.<locals>.hold"
+
+
 @pytest.mark.parametrize("line", ["sys.stdout.close()", "sys.stderr.close()"])
 def test_the_error_is_said_though_the_users_code_closes_its_streams(project, line):
     (project / "net.py").write_text(f"import sys\n{line}\nraise KeyError('x')\n")
@@ -860,7 +885,7 @@ def test_benchs_bar_ends_full(swcompile, options, tmp_path, monkeypatch):
         bars.append((steps, len(begun)))
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(cli, "_working", working)
+    monkeypatch.setattr("swcompile.cli.bench.working", working)
     monkeypatch.setattr(bench, "ceilings", lambda *_: iter(()))
     monkeypatch.setattr(bench, "timed_gather", lambda *_: iter(()))
     monkeypatch.setattr(calibrate, "_timed_all", lambda *_: iter(()))

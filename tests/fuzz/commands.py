@@ -13,6 +13,7 @@ from pathlib import Path
 from random import Random
 
 from swcompile import cli
+from swcompile.cli import exit_codes
 from swcompile.errors import SwnetError
 
 from . import folders, sources
@@ -33,9 +34,9 @@ def _command(arguments: Sequence[str]) -> Callable[[], None]:
         marks = [_end(number) for number in (1, 2)]
         code = cli.run(arguments)
         out, err = (_since(number, mark) for number, mark in zip((1, 2), marks, strict=True))
-        if code not in (cli.DONE, cli.BAD_INPUT, cli.NOTHING_TO_DO):
+        if code not in (exit_codes.DONE, exit_codes.BAD_INPUT, exit_codes.NOTHING_TO_DO):
             raise FindingError(f"exit code {code}: {_summary(err)}")
-        if code != cli.DONE:
+        if code != exit_codes.DONE:
             _refused(code, out, err, arguments)
         if "--json" in arguments:
             json.loads(out)
@@ -54,7 +55,7 @@ def _refused(code: int, out: str, err: str, arguments: Sequence[str]) -> None:
     messages = re.findall(r"^(?:error|Error): ([\s\S]*)", err, re.MULTILINE)
     if len(messages) != 1 or ("Traceback" in err and "Traceback" not in _user_text()):
         raise FindingError(f"exit code {code} with {len(messages)} messages: {err[-1500:]!r}")
-    if out and not (arguments[0] == "check" and code == cli.NOTHING_TO_DO):
+    if out and not (arguments[0] == "check" and code == exit_codes.NOTHING_TO_DO):
         raise FindingError(f"exit code {code} with a result: {out[:300]!r}")
     if re.search(r"[^\n -~\u00a0-\U0010ffff]", messages[0]):
         raise FindingError(f"a message that steers the terminal: {messages[0][:300]!r}")
