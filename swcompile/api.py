@@ -592,7 +592,7 @@ def record(module: nn.Module) -> Record:
 def save(module: nn.Module, folder: str | Path, *, force: bool = False) -> None:
     """Write a rewired module to a new folder: plan.json, weights.safetensors and manifest.json, never a pickle.
 
-    With `force`, a folder written earlier is replaced. Raises SwnetError where the folder exists or cannot be written.
+    With `force`, a model saved there earlier is replaced. Raises SwnetError where the folder exists or cannot be written.
     """
     found = record(module)
     _refuse_nested(found.example)

@@ -38,17 +38,36 @@ from swcompile.errors import SwnetError, first_line
 from swcompile.modelfile import Shape, check_shape
 from swcompile.plan import ALTERED, Plan
 
-FORMAT = "swcompile-model"
 VERSION = 1
 PLAN, WEIGHTS, MANIFEST = "plan.json", "weights.safetensors", "manifest.json"
 REPORT, PLOTS = "report.html", "plots"
-EXPORTED = ("model.pt2", "model.aot.pt2", "model.onnx", "model.onnx.data")
-OURS = (PLAN, WEIGHTS, MANIFEST, "ledger.json", REPORT, PLOTS, "model.py", "source", "__pycache__", *EXPORTED)
-"""What `swcompile transform`, `export` and `save` write (and Python beside them): all that `force` may replace."""
-
 MAX_MANIFEST_BYTES = 16 << 20
 MAX_HEADER_BYTES = 101 << 20
 """safetensors itself reads headers of up to 100 MB."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of folder that swcompile writes: its name in a manifest and in messages, who writes it, and all that may lie in it."""
+
+    format: str
+    words: str
+    writer: str
+    files: frozenset[str]
+
+
+MODEL = Kind(
+    "swcompile-model",
+    "a saved model",
+    "`swcompile transform` or swnet.save",
+    frozenset({PLAN, WEIGHTS, MANIFEST, "ledger.json", REPORT, PLOTS, "model.py", "source", "__pycache__"}),
+)
+EXPORT = Kind(
+    "swcompile-export",
+    "an export",
+    "`swcompile export`",
+    frozenset({MANIFEST, "model.py", WEIGHTS, "model.pt2", "model.aot.pt2", "model.onnx", "model.onnx.data", "__pycache__"}),
+)
 
 
 @dataclass(frozen=True)
@@ -80,13 +99,13 @@ def write(
     """Write a rewired model to a new folder, whole or not at all.
 
     `state` is its state dict, `shapes` the example inputs that the plan was made for, `model` the name of its class, `extras`
-    further files by their path inside the folder. With `force`, a folder written earlier is replaced: the old one stays until
+    further files by their path inside the folder. With `force`, a model saved there earlier is replaced: the old one stays until
     the new one is complete. Raises SwnetError where the folder exists, holds files that are not ours, or cannot be written.
     """
     for path in extras or {}:
-        assert path.split("/")[0] in OURS, f"{path} is not a file of a saved model"
+        assert path.split("/")[0] in MODEL.files, f"{path} is not a file of a saved model"
         assert ".." not in path.split("/"), f"{path} leaves the folder"
-    with replacing(folder, force=force) as fresh:
+    with replacing(folder, kind=MODEL, force=force) as fresh:
         _write_files(fresh, plan, state, shapes, model)
         for path, content in (extras or {}).items():
             (fresh / path).parent.mkdir(parents=True, exist_ok=True)
@@ -104,7 +123,7 @@ def _write_files(fresh: Path, plan: Plan, state: Mapping[str, Any], shapes: tupl
         ) from error
     (fresh / WEIGHTS).chmod(stat.S_IMODE((fresh / PLAN).stat().st_mode))  # safetensors leaves 0600, whatever the umask says
     manifest = {
-        "format": FORMAT,
+        "format": MODEL.format,
         "version": VERSION,
         "swcompile": version(),
         "torch": torch.__version__.split("+")[0],
@@ -195,12 +214,12 @@ def _identity(tensor: Tensor) -> object:
 
 
 @contextlib.contextmanager
-def replacing(folder: str | Path, *, force: bool = False, kind: str | None = None) -> Iterator[Path]:
+def replacing(folder: str | Path, *, kind: Kind, force: bool = False) -> Iterator[Path]:
     """Yield an empty folder beside `folder`, which takes its place when the block ends well and vanishes when it does not.
 
-    So do folders above it that did not exist. `force` and `kind` are those of check_target.
+    So do folders above it that did not exist. `kind` and `force` are those of check_target.
     """
-    target = check_target(folder, force=force, kind=kind)
+    target = check_target(folder, kind=kind, force=force)
     missing = [parent for parent in target.parents if not os.path.lexists(parent)]
     token = secrets.token_hex(4)
     fresh = target.with_name(f".{target.name}.new-{token}")
@@ -208,7 +227,7 @@ def replacing(folder: str | Path, *, force: bool = False, kind: str | None = Non
         fresh.mkdir(parents=True)
         yield fresh
         with _undisturbed():
-            _swap(fresh, target, target.with_name(f".{target.name}.old-{token}"), force=force, kind=kind)
+            _swap(fresh, target, target.with_name(f".{target.name}.old-{token}"), kind=kind, force=force)
     except OSError as error:
         raise SwnetError(f"The folder {folder} cannot be written: {error.strerror or error}. Choose another one.") from error
     finally:
@@ -238,11 +257,11 @@ def _undisturbed() -> Iterator[None]:
             signal.raise_signal(held)
 
 
-def _swap(fresh: Path, target: Path, old: Path, *, force: bool, kind: str | None) -> None:
+def _swap(fresh: Path, target: Path, old: Path, *, kind: Kind, force: bool) -> None:
     if not os.path.lexists(target):
         fresh.rename(target)
         return
-    check_target(target, force=force, kind=kind)
+    check_target(target, kind=kind, force=force)
     try:
         target.rename(old)
         fresh.rename(target)
@@ -252,21 +271,21 @@ def _swap(fresh: Path, target: Path, old: Path, *, force: bool, kind: str | None
         shutil.rmtree(old, ignore_errors=True)
 
 
-def check_target(folder: str | Path, *, force: bool = False, kind: str | None = None) -> Path:
+def check_target(folder: str | Path, *, kind: Kind, force: bool = False) -> Path:
     """Return the absolute path of a folder that may be written. Raises SwnetError where it may not, and says why.
 
-    `force` replaces what swcompile wrote, and nothing else: `--out . --force` must not cost anybody their files. With `kind`, it
-    replaces a folder of that format alone: an export must not cost anybody the model that it was made of.
+    `force` replaces what swcompile wrote, and nothing else: `--out . --force` must not cost anybody their files. It replaces a
+    folder of the same kind alone: an export must not cost anybody the model that it was made of, nor a model an export.
     """
     if not isinstance(folder, str | Path) or not str(folder) or "\0" in str(folder):
         raise SwnetError(f"{folder!r} was given as the folder to write, and is no name of one. Name a new folder, such as 'out'.")
     try:
-        return _free(Path(os.path.abspath(folder)), str(folder), force, kind)
+        return _free(Path(os.path.abspath(folder)), str(folder), kind, force)
     except OSError as error:
         raise SwnetError(f"The folder {folder} cannot be written: {error.strerror or error}. Choose another one.") from error
 
 
-def _free(target: Path, folder: str, force: bool, kind: str | None) -> Path:
+def _free(target: Path, folder: str, kind: Kind, force: bool) -> Path:
     above = next((parent for parent in target.parents if os.path.lexists(parent)), target)
     if not above.is_dir():
         raise SwnetError(f"The folder {folder} cannot be written: {above.name} is not a folder. Choose another place.")
@@ -277,28 +296,38 @@ def _free(target: Path, folder: str, force: bool, kind: str | None) -> Path:
         raise SwnetError(f"{folder} exists and is {what}. Choose another name, or remove it.")
     if not force:
         raise SwnetError(f"The folder {folder} exists. Choose another one, or replace it: --force, or swnet.save(..., force=True).")
+    _check_kind(target, folder, kind)
+    return target
+
+
+def _check_kind(target: Path, folder: str, kind: Kind) -> None:
+    """Raise SwnetError where a folder holds something, and that is not all of a kind."""
     found = sorted(entry.name for entry in target.iterdir())
-    foreign = [name for name in found if name not in OURS]
+    held = _kind_of(target / MANIFEST) if MANIFEST in found else None
+    if held is not None and held is not kind:
+        raise SwnetError(
+            f"The folder {folder} holds {held.words}, which {held.writer} wrote; {kind.words} does not replace it. Choose another."
+        )
+    foreign = [name for name in found if name not in kind.files]
     if foreign or (found and MANIFEST not in found):
         shown = ", ".join((foreign or found)[:5])
         raise SwnetError(
             f"The folder {folder} holds files that swcompile did not write ({shown}); it is not replaced. Choose another."
         )
-    if found and kind is not None and not _is_of_kind(target / MANIFEST, kind):
-        raise SwnetError(f"The folder {folder} holds no {kind} but something else, such as a saved model; it is not replaced. "
-                         "Choose another.")  # fmt: skip
-    return target
+    if found and held is None:
+        raise SwnetError(f"The folder {folder} holds a {MANIFEST} that does not describe {kind.words}; it is not replaced. Choose "
+                         "another.")  # fmt: skip
 
 
-def _is_of_kind(manifest: Path, kind: str) -> bool:
-    """Whether a manifest says that its folder is of a format."""
+def _kind_of(manifest: Path) -> Kind | None:
+    """Return the kind of folder that a manifest describes, None where it describes none of ours."""
     with _opened(manifest) as file:
         raw = _bounded(file, MANIFEST, MAX_MANIFEST_BYTES)
     try:
         document = json.loads(raw)
     except (ValueError, RecursionError):
-        return False
-    return isinstance(document, dict) and document.get("format") == kind
+        return None
+    return next((kind for kind in (MODEL, EXPORT) if isinstance(document, dict) and document.get("format") == kind.format), None)
 
 
 # Reading
@@ -428,8 +457,8 @@ class _Manifest:
             document = plans.parse(raw.decode(), MANIFEST)
         except UnicodeDecodeError as error:
             raise SwnetError(f"{MANIFEST} is not text in UTF-8. {ALTERED}") from error
-        if not isinstance(document, dict) or document.get("format") != FORMAT:
-            raise SwnetError(f'{MANIFEST} does not describe a saved model: its "format" should be "{FORMAT}". {ALTERED}')
+        if not isinstance(document, dict) or document.get("format") != MODEL.format:
+            raise SwnetError(f'{MANIFEST} does not describe a saved model: its "format" should be "{MODEL.format}". {ALTERED}')
         self.document = document
         version = self._count(document.get("version"), "version")
         if version > VERSION:

@@ -535,8 +535,13 @@ def test_a_rewired_folder_is_exported_from_the_command_line(swcompile, project):
     assert "The folder out-python exists" in again.err
     itself = swcompile("export", "out", "--to", "python", "--out", "out", "--force")
     assert itself.code == 2
-    assert "The folder out holds no swcompile-export" in itself.err
+    assert "The folder out holds a saved model, which `swcompile transform` or swnet.save wrote; an export does not" in itself.err
     assert (project / "out" / "plan.json").is_file()
+    over = swcompile("transform", "net.py", *SHAPE, "--out", "there", "--force")
+    assert (over.code, listing(project / "there")) == (2, {"manifest.json", "model.pt2"})
+    assert "The folder there holds an export, which `swcompile export` wrote; a saved model does not replace it." in over.err
+    assert swcompile("export", "out", "--to", "python", "--out", "there", "--force").code == 0  # another form is an export, too
+    assert listing(project / "there") == {"manifest.json", "model.py", "weights.safetensors"}
 
 
 def test_export_says_what_to_name(swcompile, project):

@@ -137,6 +137,29 @@ def test_force_does_not_replace_a_folder_without_a_manifest(tmp_path):
         store.write(tmp_path / "out", PLAN, {}, (), force=True)
 
 
+@pytest.mark.parametrize("manifest", [b"no json", b"[1]", b"{}", b'{"format": "another"}', b"[" * 100_000])
+def test_force_replaces_no_folder_whose_manifest_is_of_another_program(tmp_path, manifest):
+    """manifest.json and model.py are names that others give, too."""
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "manifest.json").write_bytes(manifest)
+    (tmp_path / "out" / "model.py").write_text("mine")
+    with pytest.raises(SwnetError, match=r"holds a manifest\.json that does not describe a saved model; it is not replaced"):
+        store.write(tmp_path / "out", PLAN, {}, (), force=True)
+    assert listing(tmp_path / "out") == ["manifest.json", "model.py"]
+
+
+def test_force_does_not_cost_an_onnx_file_that_was_put_beside_a_model(saved):
+    (saved / "model.onnx").write_text("mine")
+    with pytest.raises(SwnetError, match=r"did not write \(model\.onnx\)"):
+        store.write(saved, PLAN, {}, (), force=True)
+
+
+def test_force_replaces_an_empty_folder(tmp_path):
+    (tmp_path / "out").mkdir()
+    store.write(tmp_path / "out", PLAN, {}, (), force=True)
+    assert store.read(tmp_path / "out").plan == PLAN
+
+
 def test_force_replaces_no_file_and_no_link(saved, tmp_path):
     (tmp_path / "link").symlink_to(saved)
     (tmp_path / "file").write_text("mine")

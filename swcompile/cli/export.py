@@ -42,7 +42,7 @@ def export(
         from swcompile import export as exporting
         from swcompile import modelfile, store
 
-        path = store.check_target(target, force=force, kind=exporting.FORMAT)
+        path = store.check_target(target, kind=store.EXPORT, force=force)
         begin("building the model")
         model = modelfile.load_rewired(folder)
         begin(f"exporting to {to}")

@@ -36,7 +36,7 @@ def graph_path(name: str | None, out: str | None = None) -> Path | None:
     if name is None:
         return None
     path = graphfile.check_path(name)
-    if out is not None and str(path) in {os.path.abspath(os.path.join(out, part)) for part in store.OURS}:
+    if out is not None and str(path) in {os.path.abspath(os.path.join(out, part)) for part in store.MODEL.files}:
         raise SwnetError(f"--graph {name} is a file of the model that goes to {out}; name another one.")
     return path
 

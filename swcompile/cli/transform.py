@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 @click.option(
     "--out", default="out", metavar="FOLDER", shell_complete=completed_by("dir"), help="Where the result goes. [default: out]"
 )
-@click.option("--force", is_flag=True, help="Replace a folder that swcompile wrote.")
+@click.option("--force", is_flag=True, help="Replace a folder that transform or swnet.save wrote.")
 @click.option(
     "--plan", "plan_file", metavar="PLAN.JSON", shell_complete=completed_by("file"), help="Apply this plan instead of making one."
 )
@@ -78,7 +78,8 @@ def transform(
         if plots:
             report.require()
         graph_path = models.graph_path(graph_file, out)
-        target = store.check_target(out, force=force)  # absolute, and the plan is read now: the user's file may change the folder
+        # The target is absolute, and the plan is read now: the user's file may change the folder.
+        target = store.check_target(out, kind=store.MODEL, force=force)
         made = None if plan_file is None else plan.Plan.read(plan_file)
         begin("building the model")
         found, examples = models.load(path, entry, inputs)

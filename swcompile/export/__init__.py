@@ -26,12 +26,11 @@ from swcompile.export.compare import BATCHES, Comparison, Inputs, Run, compare, 
 from swcompile.export.program import PACKAGE, PROGRAM, exported, save_package, save_program
 from swcompile.export.python import WEIGHTS, source
 from swcompile.modules import RewiredModule
-from swcompile.store import MANIFEST, replacing
+from swcompile.store import EXPORT, MANIFEST, replacing
 from swcompile.trace import Example
 
 FORMS = ("torch-export", "onnx", "python")
 MODULE = "model.py"
-FORMAT = "swcompile-export"
 
 
 @dataclass(frozen=True)
@@ -82,7 +81,7 @@ def export(
     if to == "onnx":
         onnx.check_installed()
     given = None if example_inputs is None else (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
-    with replacing(folder, force=force, kind=FORMAT) as fresh, torch.random.fork_rng(devices=[]):
+    with replacing(folder, kind=EXPORT, force=force) as fresh, torch.random.fork_rng(devices=[]):
         compared, open_batch, trained = _write(plain(module), example, given, to, fresh, aot, tolerance)
         files = tuple(sorted(file.name for file in fresh.iterdir()))
         _write_manifest(fresh, to, files, compared, open_batch)
@@ -169,7 +168,7 @@ def _compare_in_training(module: RewiredModule, made: Run, inputs: Inputs, toler
 
 def _write_manifest(folder: Path, to: str, files: Sequence[str], compared: Comparison, open_batch: bool) -> None:
     document = {
-        "format": FORMAT,
+        "format": EXPORT.format,
         "version": 1,
         "to": to,
         "files": {name: (folder / name).stat().st_size for name in files},

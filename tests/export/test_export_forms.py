@@ -19,9 +19,10 @@ from torch import Tensor, nn
 import swcompile.export as exporting
 import swnet
 from swcompile.errors import SwnetError
-from swcompile.export import FORMS, export
+from swcompile.export import FORMS, PACKAGE, PROGRAM, export
 from swcompile.export.compare import difference, inputs_like
 from swcompile.modules import RewiredModule
+from swcompile.store import EXPORT
 from swcompile.trace.shapes import Spec
 from tests.test_equivalence import rewire
 from tests.zoo import build
@@ -169,12 +170,27 @@ def test_an_export_never_replaces_a_saved_model(tmp_path: Path) -> None:
     module = net()
     swnet.save(module, tmp_path / "out")
     before = {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()}
-    for manifest in (before["manifest.json"], b"[1]", b"no json"):
+    kept = r"holds a saved model, which `swcompile transform` or swnet\.save wrote; an export does not replace it\."
+    strange = r"holds files that swcompile did not write \(plan\.json\); it is not replaced\. Choose another\."
+    for manifest, said in ((before["manifest.json"], kept), (b"[1]", strange), (b"no json", strange)):
         (tmp_path / "out" / "manifest.json").write_bytes(manifest)
-        with pytest.raises(SwnetError, match=r"holds no swcompile-export but .* a saved model; it is not replaced. Choose another"):
+        with pytest.raises(SwnetError, match=said):
             export(module, tmp_path / "out", to="python", force=True)
     (tmp_path / "out" / "manifest.json").write_bytes(before["manifest.json"])
     assert {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()} == before
+    assert [file.name for file in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_saved_model_never_replaces_an_export(tmp_path: Path, form: str) -> None:
+    module = net()
+    export(module, tmp_path / "out", to=form)
+    before = {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()}
+    with pytest.raises(SwnetError, match=r"holds an export, which `swcompile export` wrote; a saved model does not replace it\."):
+        swnet.save(module, tmp_path / "out", force=True)
+    assert {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()} == before
+    assert {*before, PROGRAM, PACKAGE} <= EXPORT.files  # what may be replaced is all that is written
+    export(module, tmp_path / "out", to=form, force=True)
     assert [file.name for file in tmp_path.iterdir()] == ["out"]
 
 
