@@ -16,7 +16,7 @@ import torch
 
 import swnet
 from benchmarks import models, report
-from benchmarks.record import RESULTS
+from benchmarks.record import RESULTS, Judged
 from benchmarks.reporting import plots, tables
 from benchmarks.reporting.curves import COSTS, Group, Run, family, grouped, reached, read, waiting
 from benchmarks.reporting.figures import figures
@@ -438,6 +438,22 @@ def test_the_constant_rate_is_judged_over_all_pairs() -> None:
     assert [one for one in judged(both) if "Constant" in one.what] == found  # a trial of the same pair counts no more
 
 
+def test_pairs_of_which_nothing_is_known_are_named_and_do_not_hide_the_others() -> None:
+    slow = [synthetic(arm, seed, rate, model="slow") for arm, rate in (("original", 1.0), ("block", 1.5)) for seed in (0, 1)]
+    ends = [[0.9, 0.8, 0.7, 0.3], [0.9, 0.8, 0.7, 0.5]]  # the target is .4: one run of each arm never gets there
+    open_ = [synthetic(arm, seed, model="open", errors=ends[seed]) for arm in ("original", "block") for seed in (0, 1)]
+    fast = [synthetic(arm, seed, rate, model="fast") for arm, rate in (("original", 0.5), ("block", 2.0)) for seed in (0, 1)]
+
+    def mean(runs: list[Run]) -> Judged:
+        return next(one for one in judged([(group, compared(group, COSTS)) for group in grouped(runs)]) if "Constant" in one.what)
+
+    short = mean(slow + open_)
+    assert short.value == pytest.approx(1.5, abs=0.05)
+    assert "left out, as it is not known of them, 1 pairs: open on cifar10" in short.how
+    assert mean(slow + open_ + fast).value is None  # 2.4 without what is not known: that meets nothing
+    assert mean(open_).value is None
+
+
 def test_the_interval_of_the_mean_ratio_is_judged_too() -> None:
     runs = [
         synthetic(arm, seed, rate, model=model, noise=0.01)
@@ -449,7 +465,7 @@ def test_the_interval_of_the_mean_ratio_is_judged_too() -> None:
     assert mean.value is not None
     assert low.value is not None
     assert 2.5 < low.value < mean.value < 3.2
-    assert "2 pairs: a, b" in mean.how
+    assert "2 pairs: a on cifar10, b on cifar10" in mean.how
 
 
 def curve_files(folder: Path) -> None:

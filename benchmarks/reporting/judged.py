@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -118,12 +118,19 @@ def _constant(compared: Compared) -> Iterator[Judged]:
             by_arm.setdefault(one.arm, {})[group.model, group.data] = one.ratios["step"]
     for arm, pairs in sorted(by_arm.items()):
         ratios = list(pairs.values())
-        mean = float(np.mean([math.log(ratio.value) for ratio in ratios]))
-        how = f"{arm}, {len(pairs)} pairs: {', '.join(sorted(model for model, _ in pairs))}"
+        known = [ratio for ratio in ratios if ratio.bound != "?"] or ratios
+        mean = float(np.mean([math.log(ratio.value) for ratio in known]))
+        how = f"{arm}, {_named(pairs)}"
+        if unknown := {pair: ratio for pair, ratio in pairs.items() if ratio not in known}:
+            how += f"; left out, as it is not known of them, {_named(unknown)}"
         yield Judged(what, CONSTANT_RATE, *_claimed(CONSTANT_RATE, math.exp(mean), ratios, how))
         yield Judged(f"{what}, lower end of the interval", CONSTANT_RATE, _known(math.exp(mean - _half(ratios))), arm)
     if not by_arm:
         yield Judged(what, CONSTANT_RATE, None)
+
+
+def _named(pairs: Collection[tuple[str, str]]) -> str:
+    return f"{len(pairs)} pairs: {', '.join(f'{model} on {data}' for model, data in sorted(pairs))}"
 
 
 def _half(ratios: Sequence[Ratio]) -> float:
@@ -161,11 +168,14 @@ def _densenet(compared: Compared) -> Iterator[Judged]:
 
 
 def _claimed(least: float, value: float, ratios: Sequence[Ratio], how: str) -> tuple[float | None, str]:
-    """Return a value and how it was found; None where it would meet the target only by runs that never got there."""
+    """Return a value and how it was found; None where it would meet the target only by what is not known.
+
+    Not known is what runs say that never got there. Ratios that are not known at all have no part in the value.
+    """
     if all(not math.isnan(ratio.at_least) for ratio in ratios):
         return value, how
     said = f"{how}; some runs of it never get there"
-    high = value < least and all(ratio.bound != "?" for ratio in ratios)
+    high = value < least and any(ratio.bound != "?" for ratio in ratios)
     return (value, said) if high else (None, said)
 
 
