@@ -110,18 +110,21 @@ def _live(graph: LayerGraph, wiring: LayerWiring) -> Iterator[Run]:
 
 # Files
 
+FORMAT = "swcompile-graph"
+"""Stands at the head of every file: a comment where the format has such, else a key beside the graph, which readers pass over."""
+
 
 def _graphml(graph: nx.DiGraph[str]) -> str:
-    return "\n".join(nx.generate_graphml(graph)) + "\n"
+    return "\n".join([f"<!-- {FORMAT} -->", *nx.generate_graphml(graph)]) + "\n"
 
 
 def _json(graph: nx.DiGraph[str]) -> str:
-    return json.dumps(nx.node_link_data(graph, edges="edges"), indent=1) + "\n"
+    return json.dumps({"format": FORMAT, **nx.node_link_data(graph, edges="edges")}, indent=1) + "\n"
 
 
 def _dot(graph: nx.DiGraph[str]) -> str:
     """Return a graph in Graphviz's language: links that came are bold, those that went are dashed."""
-    lines = [f"digraph {_quoted(str(graph.graph['name']))} {{", "  rankdir=LR;", "  node [shape=box];"]
+    lines = [f"// {FORMAT}", f"digraph {_quoted(str(graph.graph['name']))} {{", "  rankdir=LR;", "  node [shape=box];"]
     for name, facts in graph.nodes(data=True):
         lines.append(f"  {_quoted(name)} [{_attributes({'label': _label(name, facts), **facts})}];")
     for source, target, reads in graph.edges(data=True):
@@ -147,14 +150,12 @@ def _quoted(text: str) -> str:
 WRITERS: Mapping[str, Callable[[nx.DiGraph[str]], str]] = {".graphml": _graphml, ".dot": _dot, ".json": _json}
 """By the ending of the file's name."""
 
-
-MARKS: Mapping[str, tuple[str, str]] = {
-    ".graphml": ("<graphml ", 'attr.name="plan"'),
-    ".dot": ("digraph ", "\n  rankdir=LR;\n  node [shape=box];\n"),
-    ".json": ('{\n "directed": true,\n "multigraph": false,\n "graph": {\n', '\n  "plan": "'),
+BEGINNINGS: Mapping[str, str] = {
+    ".graphml": f"<!-- {FORMAT} -->\n<graphml ",
+    ".dot": f"// {FORMAT}\ndigraph ",
+    ".json": f'{{\n "format": "{FORMAT}",\n "directed": true,\n',
 }
-"""What a file of ours begins with, and what else is in its head: a graph that is written anew may replace it."""
-HEAD = 1 << 16
+"""What a file of ours begins with, and so may be replaced: whatever a graph is like, no other program begins its file like that."""
 
 
 def check_path(name: str | Path) -> Path:
@@ -178,13 +179,12 @@ def _is_ours(path: Path) -> bool:
     """Whether a plain file begins as the writer of its ending begins."""
     if path.is_symlink() or not path.is_file():  # a link, or a pipe that never ends
         return False
+    beginning = BEGINNINGS[path.suffix].encode()
     try:
-        with path.open(encoding="utf-8") as file:
-            head = file.read(HEAD)
-    except (OSError, UnicodeDecodeError):
+        with path.open("rb") as file:
+            return file.read(len(beginning)) == beginning
+    except OSError:
         return False
-    begin, mark = MARKS[path.suffix]
-    return head.startswith(begin) and mark in head
 
 
 def write(path: Path, graph: LayerGraph, plan: Plan | None = None) -> None:

@@ -119,16 +119,37 @@ def test_only_a_graph_of_ours_is_replaced(ending: str, tmp_path: Path) -> None:
     assert (file.read_bytes(), (tmp_path / f"empty{ending}").read_bytes()) == (written, b"")
 
 
+def foreign(ending: str) -> str:
+    """Return a graph of somebody else's that looks like ours: the same attributes and edges, by networkx or typed in."""
+    graph: nx.DiGraph[str] = nx.DiGraph(name="Sequential", plan="", format="swcompile-graph")
+    graph.add_edge("input", "0", before=4, after=4)
+    if ending == ".graphml":
+        return "\n".join(nx.generate_graphml(graph)) + "\n"
+    if ending == ".json":
+        return json.dumps(nx.node_link_data(graph, edges="edges"), indent=1) + "\n"
+    return 'digraph "Sequential" {\n  rankdir=LR;\n  node [shape=box];\n  "input" -> "0" [before="4", after="4"];\n}\n'
+
+
+@pytest.mark.parametrize("ending", graphfile.WRITERS)
+def test_a_graph_by_somebody_else_is_not_ours_for_looking_like_it(ending: str, tmp_path: Path) -> None:
+    graph, plan = planned(p=0.5)
+    file = tmp_path / f"graph{ending}"
+    file.write_text(foreign(ending), encoding="utf-8")
+    with pytest.raises(SwnetError, match=f"graph{ending} is there already and no layer graph that swcompile wrote"):
+        graphfile.write(file, graph, plan)
+    assert file.read_text(encoding="utf-8") == foreign(ending)
+
+
 def test_dot_quotes_whatever_a_name_holds() -> None:
     graph: nx.DiGraph[str] = nx.DiGraph(name='a "graph"')
     graph.add_node('x"];\n evil [y="', kind="Conv2d", channels=1)
     graph.add_node("back\\", kind="sum", channels=2)
     graph.add_edge('x"];\n evil [y="', "back\\", before=0, after=2)
     lines = graphfile._dot(graph).splitlines()
-    assert lines[0] == 'digraph "a \\"graph\\"" {'
-    assert len(lines) == 3 + 2 + 1 + 1
-    assert '"back\\\\" [label=' in lines[4]
-    assert lines[5] == '  "x\\"];\\n evil [y=\\"" -> "back\\\\" [style="bold", before="0", after="2"];'
+    assert lines[1] == 'digraph "a \\"graph\\"" {'
+    assert len(lines) == 4 + 2 + 1 + 1
+    assert '"back\\\\" [label=' in lines[5]
+    assert lines[6] == '  "x\\"];\\n evil [y=\\"" -> "back\\\\" [style="bold", before="0", after="2"];'
 
 
 @pytest.mark.parametrize(
