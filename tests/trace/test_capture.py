@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F  # as users write it
+from torch.utils.checkpoint import checkpoint_sequential
 
 import swnet
 from swcompile.errors import SwnetError
@@ -510,3 +512,45 @@ def test_layers_in_a_plain_list_are_refused_with_what_to_do() -> None:
 def test_a_model_of_torchs_modules_alone_has_no_lines() -> None:
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
     assert {layer.where for layer in trace(model, torch.zeros(2, 4)).graph.layers} == {""}
+
+
+class Caller(nn.Module):
+    """Calls a container of torch's, which runs the layers inside."""
+
+    def __init__(self, container: nn.Module, call: Callable[[nn.Module, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.container, self.call = container, call
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.call(self.container, x)  # the user's, too, but further out than the call itself
+
+
+class Named(nn.Sequential):
+    """A class of the user's that has no forward of its own."""
+
+
+CONTAINERS: dict[str, tuple[nn.Module, Callable[[nn.Module, Tensor], Tensor]]] = {
+    "a sequential": (nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4)), lambda container, x: container(x)),
+    "nested": (nn.Sequential(nn.Sequential(nn.Sequential(nn.Linear(4, 4)))), lambda container, x: container(x)),
+    "of a class without forward": (nn.Sequential(Named(nn.Linear(4, 4))), lambda container, x: container(x)),
+    "from a list": (nn.ModuleList([nn.Sequential(nn.Linear(4, 4))]), lambda container, x: container[0](x)),
+    "from a dictionary": (nn.ModuleDict({"a": nn.Sequential(nn.Linear(4, 4))}), lambda container, x: container["a"](x)),
+    "in steps": (
+        nn.Sequential(nn.Linear(4, 4), nn.ReLU()),
+        lambda container, x: checkpoint_sequential(container, 2, x, use_reentrant=False),
+    ),
+    "that decides by shapes": (nn.Sequential(nn.Linear(4, 4)), lambda container, x: container(x) if len(x) > 1 else x),
+}
+
+
+@pytest.mark.parametrize("name", CONTAINERS)
+def test_a_layer_in_a_container_of_torchs_has_the_line_that_calls_the_container(name: str) -> None:
+    container, call = CONTAINERS[name]
+    layers = trace(nn.Sequential(Caller(container, call)), torch.zeros(2, 4)).graph.layers
+    assert layers
+    assert {layer.where for layer in layers} == {f"{__file__}:{call.__code__.co_firstlineno}"}
+
+
+def test_a_layer_that_the_model_itself_runs_has_none_where_the_model_is_a_sequential() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), Caller(nn.Sequential(nn.Linear(4, 4)), lambda container, x: container(x)))
+    assert [bool(layer.where) for layer in trace(model, torch.zeros(2, 4)).graph.layers] == [False, True]
