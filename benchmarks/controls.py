@@ -23,13 +23,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 import swnet
-from swcompile.api import survey
 from swcompile.errors import SwnetError
 from swcompile.graph import Feature, Layer, LayerGraph, Run, unreadable
 from swcompile.metrics import ChannelGraph, Figures, channel_graph, measure
 from swcompile.metrics.bits import unpack
 from swcompile.modules import RewiredModule, resample
 from swcompile.plan import LayerWiring, Note, Plan
+from swcompile.survey import survey
 from swcompile.wiring.draw import Draw
 
 Bools = NDArray[np.bool_]

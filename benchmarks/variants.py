@@ -26,9 +26,9 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 import swnet
-from swcompile.api import survey
 from swcompile.modules import RewiredModule
 from swcompile.plan import Options
+from swcompile.survey import survey
 from swcompile.wiring.apportion import share_out
 from swcompile.wiring.block import BlockWiring
 from swcompile.wiring.repair import Move

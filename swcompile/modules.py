@@ -260,7 +260,7 @@ class RewiredModule(fx.GraphModule):
     has come under it, and none at all in torch.func.
     `graph` is the one that the module's mode runs, since torch.export and others interpret it. The state dict has exactly the keys
     of the original, in its order, whether or not a graph reaches them. `swcompile` is the record of what was done
-    (swcompile.api.Record), and is kept by deepcopy and pickle.
+    (swcompile.record.Record), and is kept by deepcopy and pickle.
     """
 
     eval_graph: fx.Graph | None = None

@@ -22,10 +22,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from swcompile.api import record
 from swcompile.check import own_columns
 from swcompile.errors import SwnetError
 from swcompile.modules import MASKED, RewiredModule
+from swcompile.record import record
 
 
 class _GradientSum:

@@ -13,11 +13,11 @@ import swnet
 from benchmarks import controls
 from benchmarks.controls import CONTROLS, Swapped, random_residual, swap, with_shortcut
 from benchmarks.models import BasicBlock, densenet, seeded, unit
-from swcompile.api import survey
 from swcompile.errors import SwnetError
 from swcompile.metrics import channel_graph
 from swcompile.modules import RewiredModule
 from swcompile.plan import Plan
+from swcompile.survey import survey
 from swcompile.wiring.draw import Draw
 
 EXAMPLE = torch.zeros(2, 3, 16, 16)

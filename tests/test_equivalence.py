@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.utils import _pytree
 
 import swnet
-from swcompile.api import record
 from swcompile.errors import NothingToDoError, SwnetError
 from swcompile.modules import MASKED, RewiredModule
+from swcompile.record import record
 from tests.zoo import ZOO, build
 
 MASKED_LAYERS = tuple(MASKED.values())

@@ -10,9 +10,9 @@ from torch import nn
 
 import swnet
 from benchmarks.models import densenet, plain_cnn, plain_cnn21, resnet20
-from swcompile.api import survey
 from swcompile.cli import run
 from swcompile.outlook import LITTLE, Paths, effective_depth, outlook, paths
+from swcompile.survey import survey
 
 
 @pytest.mark.parametrize(

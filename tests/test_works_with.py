@@ -25,8 +25,8 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.tensorboard import SummaryWriter
 
 import swnet
-from swcompile.api import record
 from swcompile.modules import RewiredModule
+from swcompile.record import record
 from tests.test_equivalence import assert_same, loss_of, non_persistent, rewire, run, state_of, tensors
 from tests.zoo import ZOO, build
 
@@ -245,7 +245,7 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 import swnet
-from swcompile.api import record
+from swcompile.record import record
 from tests.zoo import build
 
 torch.set_num_threads(1)

@@ -22,8 +22,8 @@ from benchmarks.reporting.curves import family
 from benchmarks.reporting.figures import SETS
 from benchmarks.reporting.judged import Compared, at_end
 from benchmarks.reporting.ratios import Ratio
-from swcompile.api import survey
 from swcompile.outlook import DEEP, LITTLE, effective_depth, paths
+from swcompile.survey import survey
 
 ARM = "block-p0.3"
 GAIN = 1.1

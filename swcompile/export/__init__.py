@@ -19,13 +19,13 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from swcompile.api import record
 from swcompile.errors import SwnetError, first_line, shown
 from swcompile.export import onnx
 from swcompile.export.compare import BATCHES, Comparison, Inputs, Run, compare, difference, inputs_like, plain, tolerance_of
 from swcompile.export.program import PACKAGE, PROGRAM, exported, save_package, save_program
 from swcompile.export.python import WEIGHTS, source
 from swcompile.modules import RewiredModule
+from swcompile.record import record
 from swcompile.store import EXPORT, MANIFEST, replacing
 from swcompile.trace import Example
 

@@ -1,5 +1,6 @@
 """The report: one HTML page of a network before and after, and its figures as PNG and SVG.
 
+    subjects.py, inputs.py             from a rewired module or an analysis to these, with its example inputs as code: need torch
     facts.py, links.py, profiles.py,
     sizes.py                           from a layer graph, a plan and figures to plain data: no torch, no matplotlib
     local.py                           names of files, without the folders of this machine
@@ -10,7 +11,7 @@
 
 matplotlib's SVG and not a plotting library that runs in the browser: the page needs no library inside (plotly's takes 4.5 MB), its
 figures are the very drawings of the PNG and SVG files, it prints as vectors, and its colours follow the reader's.
-Drawing needs the extra `report`; what is imported here does not.
+Drawing needs the extra `report`; what is imported here does not, nor torch.
 """
 
 from __future__ import annotations

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
 import swnet
-from swcompile.api import record
 from swcompile.errors import SwnetError
 from swcompile.export import python as written
 from swcompile.modules import RewiredModule
+from swcompile.record import record
 from tests.test_equivalence import assert_same, rewire, run, state_of, tensors
 from tests.zoo import ZOO, build
 

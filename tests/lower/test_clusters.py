@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 import swnet
 from benchmarks.models import resnet20, seeded
-from swcompile.api import record
 from swcompile.lower import run_clusters
 from swcompile.lower.clusters import support_of
 from swcompile.lower.lowering import Lowering
 from swcompile.modules import MASKED, MaskedConv2d, MaskedLinear, RewiredModule
+from swcompile.record import record
 from swkernels import Cluster, Support
 from tests.lower.test_lower import targets, used
 from tests.zoo import densenet

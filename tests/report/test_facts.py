@@ -1,4 +1,4 @@
-"""What a report says: as the ledger of the real module has it, and without the folders of this machine."""
+"""What a report says of a layer graph, stage by stage, and without the folders of this machine."""
 
 from __future__ import annotations
 
@@ -7,36 +7,10 @@ import sysconfig
 
 import pytest
 
-import swnet
-from swcompile import api, graphfile
+from swcompile import graphfile
 from swcompile.report.facts import by_stage
 from swcompile.report.local import local, local_file
-from tests import zoo
 from tests.report.networks import facts_of, residual
-
-
-@pytest.mark.parametrize(
-    ("build", "options"),
-    [
-        (zoo.resnet_basic, {"p": 0.4}),
-        (zoo.densenet, {"p": 0.3, "density": 0.6}),
-        (zoo.mlp, {"wiring": "kernel"}),
-        (zoo.resnet_basic, {"p": 0.3, "wiring": "kernel", "skips": "remove"}),
-    ],
-)
-def test_an_analysis_foresees_the_ledger(build, options):
-    """Figures before anything was rewired are those that are counted afterwards."""
-    model = build()
-    foreseen = api.facts(swnet.analyze(model, points=5, **options))
-    module = swnet.transform(model, **(options | {"p": foreseen.sweep.p}))
-    counted = api.facts(module)
-    for side, other in (("before", "before"), ("after", "after")):
-        told, found = getattr(foreseen.sides, side), getattr(counted.sides, other)
-        for name in ("params", "macs", "links", "C", "L", "S", "E", "mean_path", "dead_channels"):
-            assert told[name] == pytest.approx(found[name]), (side, name)
-    assert foreseen.links == counted.links
-    assert foreseen.foreseen
-    assert not counted.foreseen
 
 
 def test_stages_are_the_sizes_that_layers_read():
@@ -77,26 +51,3 @@ def test_packages_in_the_working_directory_are_named_as_packages(monkeypatch):
 def test_a_graph_file_names_no_folder_of_this_machine():
     assert "somebody" not in str(dict(graphfile.as_networkx(residual()).nodes(data=True)))
     assert graphfile.as_networkx(residual()).nodes["stem"]["where"] == "net.py:4"
-
-
-def test_the_curve_that_a_policy_chose_by_is_not_counted_again(monkeypatch):
-    module = swnet.transform(zoo.mlp(), p="auto")
-    monkeypatch.setattr(api, "sweep", None)
-    found = api.facts(module).sweep
-    assert found.curve is not None
-    assert found.why.startswith("p='auto' chose")
-    assert found.requested == "auto"
-
-
-def test_a_trained_models_p_was_not_swept():
-    found = api.facts(swnet.transform(zoo.mlp(), grow=0.2))
-    assert found.sweep.curve is None
-    assert "was not swept" in found.sweep.why
-    assert found.changed
-
-
-def test_what_is_no_model_of_ours_is_refused():
-    with pytest.raises(swnet.SwnetError, match=r"A report of a int was asked for; give what swnet\.transform"):
-        swnet.report(3)  # type: ignore[arg-type]
-    with pytest.raises(swnet.SwnetError, match=r"was not made by swnet\.transform"):
-        swnet.report(zoo.mlp())

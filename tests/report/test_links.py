@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 import swnet
-from swcompile.api import record
 from swcompile.graph import GraphBuilder, Tap
 from swcompile.plan import LayerWiring, Options, Plan, Promise
+from swcompile.record import record
 from swcompile.report.links import Link, Shortcut, links, shortcuts, stops
 from tests import zoo
 from tests.report.networks import residual

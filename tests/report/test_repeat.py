@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 import swnet
-from swcompile import api
 from swcompile.plan import Note
+from swcompile.record import record
 from swcompile.report import layout
+from swcompile.report.subjects import facts
 from tests import zoo
 
 Batches = list[tuple[Tensor, Tensor]]
@@ -24,12 +25,12 @@ def batches() -> Batches:
 
 def repeated(module: nn.Module, model: nn.Module, **names: Any) -> str:
     """Evaluate the call that the report of a module prints, and return the digest of the plan that comes out."""
-    command = api.facts(module).provenance.command
-    return api.record(eval(command, {"swnet": swnet, "torch": torch, "model": model, **names})).plan.digest
+    command = facts(module).provenance.command
+    return record(eval(command, {"swnet": swnet, "torch": torch, "model": model, **names})).plan.digest
 
 
 def printed(module: nn.Module) -> str:
-    digest = api.facts(module).provenance.digest
+    digest = facts(module).provenance.digest
     assert len(digest) == 64
     return digest
 
@@ -45,7 +46,7 @@ def test_what_only_the_caller_has_is_named():
     model, loss_fn = zoo.mlp(), torch.nn.functional.cross_entropy
     given: dict[str, Any] = {"batches": batches(), "loss_fn": loss_fn, "calibrate": batches()}
     made = swnet.transform(model, torch.zeros(4, 20), density=0.5, score="taylor", **given)
-    command = api.facts(made).provenance.command
+    command = facts(made).provenance.command
     assert command.endswith("score='taylor', seed=0, batches=batches, loss_fn=loss_fn, calibrate=calibrate)")
     assert repeated(made, model, **given) == printed(made)
 
@@ -59,7 +60,7 @@ def test_a_plan_that_was_given_is_applied_again(how, tmp_path, monkeypatch):
     swnet.save(made, tmp_path / "out")
     if how == "load":
         made = swnet.load(tmp_path / "out", model)
-    assert api.facts(made).provenance.command.startswith("# plan.json is the plan that was given, as swnet.save writes it.\n")
+    assert facts(made).provenance.command.startswith("# plan.json is the plan that was given, as swnet.save writes it.\n")
     monkeypatch.chdir(tmp_path / "out")
     assert repeated(made, model) == printed(made)
 
@@ -74,7 +75,7 @@ def test_links_moved_in_training_are_no_transforms(tmp_path, monkeypatch):
     optimizer.step()
     assert rewirer.step() > 0
     assert printed(made) != before
-    assert "no call of swnet.transform gives them" in layout.page(api.facts(made))
+    assert "no call of swnet.transform gives them" in layout.page(facts(made))
     swnet.save(made, tmp_path / "out")
     monkeypatch.chdir(tmp_path / "out")
     assert repeated(made, model) == printed(made)
@@ -106,12 +107,12 @@ class Inputs(dict):
 def test_inputs_are_code_or_have_a_name(given, code):
     model = Named()
     made = swnet.transform(model, given, p=0.5)
-    assert f"(model, {code}, p=0.5" in api.facts(made).provenance.command
+    assert f"(model, {code}, p=0.5" in facts(made).provenance.command
     assert repeated(made, model, example_inputs=given) == printed(made)
 
 
 def test_an_analysis_prints_no_digest():
     """The plan is not made yet: notes of tracing and of the policy are part of one."""
-    found = api.facts(swnet.analyze(zoo.mlp(), torch.zeros(4, 20), points=3)).provenance
+    found = facts(swnet.analyze(zoo.mlp(), torch.zeros(4, 20), points=3)).provenance
     assert found.digest == ""
     assert found.command == "swnet.transform(model, torch.zeros(4, 20), p='auto', seed=0)"

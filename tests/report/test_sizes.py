@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 import swnet
-from swcompile import api
+from swcompile.record import record
 from swcompile.report.sizes import Size, idle, sizes
+from swcompile.report.subjects import facts
 from tests import zoo
 from tests.report.networks import residual
 
@@ -24,7 +25,7 @@ CASES: dict[str, tuple[Any, dict[str, Any]]] = {
 def test_after_is_what_the_module_holds(case):
     build, options = CASES[case]
     module = swnet.transform(build(), **options)
-    stops = [stop for stop in api.facts(module).stops if stop.kind != "input"]
+    stops = [stop for stop in facts(module).stops if stop.kind != "input"]
     for stop in stops:
         weight = module.get_submodule(stop.name.partition("@")[0]).weight
         made = weight.shape[0], weight.shape[1] * stop.after.groups, weight.numel()
@@ -42,14 +43,14 @@ def test_after_is_what_the_module_holds(case):
 def test_live_weights_and_what_was_added_count():
     for options in ({"p": 0.4, "wiring": "kernel"}, {"grow": 0.3}):
         module = swnet.transform(zoo.mlp(), **options)
-        found, ledger = api.facts(module), swnet.ledger(module)
+        found, ledger = facts(module), swnet.ledger(module)
         assert sum(stop.after.weights for stop in found.stops) == ledger.after.links, options
         assert sum(stop.after.macs for stop in found.stops) == ledger.after.macs, options
 
 
 def test_what_no_longer_runs_computes_nothing():
     module = swnet.transform(zoo.resnet_basic(), p=0.3, wiring="kernel", skips="remove")
-    known, ledger = api.record(module), swnet.ledger(module)
+    known, ledger = record(module), swnet.ledger(module)
     resting = idle(known.graph, known.plan)
     assert resting
     found = sizes(known.graph, known.plan)
