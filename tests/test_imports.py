@@ -55,9 +55,9 @@ INSIDE_FUNCTIONS: dict[str, set[str]] = {
     # so that --help and mistyped options answer without the second that torch takes to load
     f"swcompile/cli/{command}.py": {f"swcompile.{name}" for name in names.split()}
     for command, names in (
-        ("transform", "api cli.folder cli.models graphfile plan report store tables"),
-        ("analyze", "api cli.models graphfile report store tables"),
-        ("check", "api cli.models tables"),
+        ("transform", "api cli.folder cli.models graphfile plan record report report.subjects store tables"),
+        ("analyze", "api cli.models graphfile report report.subjects store tables"),
+        ("check", "cli.models survey tables"),
         ("export", "export modelfile store"),
         ("bench", "bench tables"),
     )

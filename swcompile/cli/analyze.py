@@ -44,6 +44,7 @@ def analyze(
         import_torch(begin)
         from swcompile import api, graphfile, report, store, tables
         from swcompile.cli import models
+        from swcompile.report.subjects import facts
 
         if page is not None:
             report.require()
@@ -56,7 +57,7 @@ def analyze(
             graphfile.write(graph_path, analysis.graph)
         if page is not None:
             begin(f"writing {report_file}")
-            seen = api.facts(analysis, report.command(click.get_current_context()))
+            seen = facts(analysis, report.command(click.get_current_context()))
             store.write_files(page, report.page(seen).encode(), report.plots(seen) if plots else {})
     curve = {name: plain(getattr(analysis.curve, name)) for name in ("p", "C", "L", "S")}
     document = {"p_requested": asked["p"], "p": analysis.p, "curve": curve, **models.facts(found, analysis), "report": report_file}

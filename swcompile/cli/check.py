@@ -25,13 +25,14 @@ def check(path: str, entry: str | None, inputs: Sequence[str], as_json: bool, qu
     """
     with working(3, quiet=quiet) as begin:
         import_torch(begin)
-        from swcompile import api, tables
+        from swcompile import tables
         from swcompile.cli import models
+        from swcompile.survey import survey
 
         begin("building the model")
         found, examples = models.load(path, entry, inputs)
         begin("tracing")
-        surveyed = api.survey(found.model, examples, **asked)
+        surveyed = survey(found.model, examples, **asked)
     refused = dict(surveyed.refused)
     rows = tables.layers(surveyed.graph, refused, surveyed.unreached)
     document = {"layers": tables.records(surveyed.graph, refused), **models.facts(found, surveyed), "outlook": surveyed.outlook}

@@ -14,6 +14,7 @@ from swcompile import api, report, store
 from swcompile.cli.screen import json_text
 from swcompile.errors import first_line
 from swcompile.modelfile import ModelFile
+from swcompile.record import record
 from swcompile.report import Facts
 
 
@@ -23,7 +24,7 @@ def write(out: Path, found: ModelFile, rewired: fx.GraphModule, pages: Mapping[s
     program = MODEL_PY.format(source=next(iter(copies)), entry=found.entry_name)
     ledger = f"{json_text(api.ledger(rewired).as_dict())}\n"
     extras = {**copies, "ledger.json": ledger.encode(), "model.py": program.encode(), **pages}
-    made = api.record(rewired)
+    made = record(rewired)
     name = type(found.model).__name__
     store.write(out, made.plan, rewired.state_dict(), made.example_shapes, model=name, extras=extras, force=force)
 

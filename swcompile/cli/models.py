@@ -14,9 +14,9 @@ from rich.console import RenderableType
 from torch import Tensor
 
 from swcompile import graphfile, modelfile, store, tables
-from swcompile.api import Survey
 from swcompile.errors import SwnetError
 from swcompile.modelfile import ModelFile
+from swcompile.survey import Survey
 
 
 def load(path: str, entry: str | None, inputs: Sequence[str]) -> tuple[ModelFile, tuple[Tensor, ...] | None]:

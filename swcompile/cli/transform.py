@@ -74,6 +74,8 @@ def transform(
         import_torch(begin)
         from swcompile import api, graphfile, plan, report, store
         from swcompile.cli import folder, models
+        from swcompile.record import record
+        from swcompile.report.subjects import facts
 
         if plots:
             report.require()
@@ -85,11 +87,11 @@ def transform(
         found, examples = models.load(path, entry, inputs)
         begin("rewiring")
         rewired = api.transform(found.model, examples, **asked) if made is None else api.apply(found.model, made, examples)
-        known, ledger = api.record(rewired), api.ledger(rewired)
+        known, ledger = record(rewired), api.ledger(rewired)
         if not ledger.changed:
             raise NothingToDoError(_unchanged(found.entry_name, ledger.notes))
         begin("reporting")
-        seen = api.facts(rewired, report.command(click.get_current_context()))
+        seen = facts(rewired, report.command(click.get_current_context()))
         pages, left_out = folder.pages(seen, plots=plots)
         begin(f"writing {out}")
         folder.write(target, found, rewired, pages, force=force)
