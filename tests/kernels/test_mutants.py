@@ -102,10 +102,10 @@ def convolves_back(module: Any) -> bool:
     """Check both gradients, with a stride and without, with more pixels than a program of the weight's takes."""
     module.LEAST_ROWS = 32
     support = Support((Cluster(0, 20, ((0, 12), (20, 29))), Cluster(20, 23, ((4, 20),))))
-    source = only_read(torch.randn(2, 7, 9, 64), TAPS)
+    source = only_read(torch.randn(3, 5, 7, 64), TAPS)
     weight = torch.where(support.mask(29)[:, None, None, :], torch.randn(23, 3, 3, 29), float("nan"))
     with watched() as watch:
-        for grad, options in (torch.randn(2, 4, 5, 23), {"stride": 2, "padding": 1}), (torch.randn(2, 5, 7, 23), {}):
+        for grad, options in (torch.randn(3, 3, 4, 23), {"stride": 2, "padding": 1}), (torch.randn(3, 3, 5, 23), {}):
             expected = block_sparse_conv2d_backward_reference(grad, source, TAPS, weight, support, **options)
             found = module.block_sparse_conv2d_backward(grad, source, TAPS, weight, support, **options)
             if not all(close(one, other, 32) for one, other in zip(found, expected, strict=True)):
