@@ -61,8 +61,8 @@ was added when 69 of the 90 curves of the first were there (until then, better i
 asks for more, and the first picked what the earlier rule would have kept. Rewiring 1x1 layers alone takes a network that has others
 too: that was tried in the grid gains (on slim_mobilenet, in breadth, `block` rewires nothing else anyway: that is no answer).
 All arms of a pair learn at one rate, that of block-p0.3, which for `kernel` on slim_cnn21 is a quarter of what tuning chose for it
-in quick. dense-init draws smaller weights at first, which in front of a norm is much like a higher rate; so it was tried at the tuned
-rate, too (policy-rate, added when it was seen ahead here), and becomes a default only if it is ahead in both.
+in quick. dense-init draws smaller weights at first, which in front of a norm is much like a higher rate; so it was tried at the
+tuned rate, too (policy-rate, added when it was seen ahead here), and becomes a default only if it is ahead in both.
 """
 
 
