@@ -48,11 +48,12 @@ MAX_HEADER_BYTES = 101 << 20
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of folder that swcompile writes: its name in a manifest and in messages, who writes it, and all that may lie in it."""
+    """A kind of folder that swcompile writes: its name in a manifest and in messages, who writes it, how it is replaced, its files."""
 
     format: str
     words: str
     writer: str
+    replaced: str
     files: frozenset[str]
 
 
@@ -60,12 +61,14 @@ MODEL = Kind(
     "swcompile-model",
     "a saved model",
     "`swcompile transform` or swnet.save",
+    "--force, or swnet.save(..., force=True)",
     frozenset({PLAN, WEIGHTS, MANIFEST, "ledger.json", REPORT, PLOTS, "model.py", "source", "__pycache__"}),
 )
 EXPORT = Kind(
     "swcompile-export",
     "an export",
     "`swcompile export`",
+    "--force",
     frozenset({MANIFEST, "model.py", WEIGHTS, "model.pt2", "model.aot.pt2", "model.onnx", "model.onnx.data", "__pycache__"}),
 )
 
@@ -295,7 +298,7 @@ def _free(target: Path, folder: str, kind: Kind, force: bool) -> Path:
         what = "a link, which is not replaced" if target.is_symlink() else "not a folder"
         raise SwnetError(f"{folder} exists and is {what}. Choose another name, or remove it.")
     if not force:
-        raise SwnetError(f"The folder {folder} exists. Choose another one, or replace it: --force, or swnet.save(..., force=True).")
+        raise SwnetError(f"The folder {folder} exists. Choose another one, or replace it: {kind.replaced}.")
     _check_kind(target, folder, kind)
     return target
 

@@ -156,7 +156,7 @@ def test_where_train_mode_cannot_be_compared_that_is_told(tmp_path: Path) -> Non
 def test_a_folder_is_replaced_when_asked_and_only_one_of_ours(tmp_path: Path) -> None:
     module = net()
     export(module, tmp_path / "out", to="python")
-    with pytest.raises(SwnetError, match=r"exists. Choose another one, or replace it: --force"):
+    with pytest.raises(SwnetError, match=r"exists. Choose another one, or replace it: --force\.$"):
         export(module, tmp_path / "out", to="python")
     export(module, tmp_path / "out", to="torch-export", force=True)
     assert sorted(file.name for file in (tmp_path / "out").iterdir()) == ["manifest.json", "model.pt2"]
