@@ -48,7 +48,7 @@ MAX_HEADER_BYTES = 101 << 20
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of folder that swcompile writes: its name in a manifest and in messages, who writes it, how it is replaced, its files."""
+    """A kind of folder that swcompile writes: its name in a manifest and messages, who writes and what replaces it, its files."""
 
     format: str
     words: str
