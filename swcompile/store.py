@@ -315,7 +315,7 @@ def _check_kind(target: Path, folder: str, kind: Kind) -> None:
     if foreign or (found and MANIFEST not in found):
         shown = ", ".join((foreign or found)[:5])
         raise SwnetError(
-            f"The folder {folder} holds files that swcompile did not write ({shown}); it is not replaced. Choose another."
+            f"The folder {folder} holds files that do not belong to {kind.words} ({shown}); it is not replaced. Choose another."
         )
     if found and held is None:
         raise SwnetError(f"The folder {folder} holds a {MANIFEST} that does not describe {kind.words}; it is not replaced. Choose "

@@ -28,13 +28,13 @@ MAX_POINTS = 1000
 
 @dataclass(frozen=True)
 class Survey:
-    """What of a model can be rewired, before anything is computed.
+    """What of a model can be rewired.
 
     `refused` pairs each layer that cannot be rewired with the reason, `opaque` each operation that channels cannot be followed
     through with its line, `unreached` each layer that is no part of the graph with the reason. `steps` says what tracing had to do.
-    `params` counts the whole model's parameters. `inferred` tells whether the input was guessed. `outlook` says so where published
-    evidence has such networks gain little (swcompile.outlook). `options` are those that were asked for, `leaves` the modules that
-    tracing left alone because the user said so.
+    `params` counts the whole model's parameters. `inferred` tells whether the input was guessed. `outlook` says what the evidence
+    has such networks gain (swcompile.outlook), None where nothing can be rewired. `options` are those that were asked for, `leaves`
+    the modules that tracing left alone because the user said so.
     """
 
     graph: LayerGraph
@@ -70,7 +70,7 @@ def survey(
     leaf_modules: Sequence[str | type[nn.Module]] = (),
     **asked: Any,
 ) -> Survey:
-    """Return what of a model can be rewired, with the options `asked` for, without computing any figures: for `swcompile check`."""
+    """Return what of a model can be rewired, with the options `asked` for, without wiring anything: for `swcompile check`."""
     options = Options(**asked)
     return surveyed(trace_given(trace_structure, model, example_inputs, leaf_modules, options), options)
 
@@ -78,6 +78,7 @@ def survey(
 def surveyed(traced: Traced, options: Options) -> Survey:
     """Return what of a traced model can be rewired, with the options that were asked for."""
     layers, notes = eligible(traced.graph, options)
+    normed = any(isinstance(module, NORM_MODULES) for module in traced.root.modules())
     return Survey(
         graph=traced.graph,
         options=options,
@@ -90,7 +91,7 @@ def surveyed(traced: Traced, options: Options) -> Survey:
         example=traced.example,
         inferred=traced.inferred,
         params=traced.graph.params,
-        outlook=outlook(traced.graph, normed=any(isinstance(module, NORM_MODULES) for module in traced.root.modules())),
+        outlook=outlook(traced.graph, normed=normed) if layers else None,
     )
 
 

@@ -501,7 +501,7 @@ def test_an_output_folder_of_somebody_else_is_not_replaced(project, refused):
     (project / "out").mkdir()
     (project / "out" / "thesis.tex").write_text("mine")
     said = refused("transform", "net.py", *SHAPE, "--force")
-    assert "The folder out holds files that swcompile did not write (thesis.tex); it is not replaced." in said
+    assert "The folder out holds files that do not belong to a saved model (thesis.tex); it is not replaced." in said
     assert "it is not replaced" in refused("transform", "net.py", *SHAPE, "--force", "--out", ".")
 
 

@@ -18,9 +18,10 @@ import swnet
 from benchmarks import models, report
 from benchmarks.record import RESULTS, Judged
 from benchmarks.reporting import plots, tables
-from benchmarks.reporting.curves import COSTS, Group, Run, family, grouped, reached, read, waiting
+from benchmarks.reporting.curves import COSTS, Group, Run, grouped, reached, read, waiting
 from benchmarks.reporting.figures import figures
-from benchmarks.reporting.foretold import RULES, Known, Network, Rule, judge, known, sentences
+from benchmarks.reporting.foretold import Known, Network, known, line, rows, sentences
+from benchmarks.reporting.foretold import points as points_of
 from benchmarks.reporting.judged import PAPER, judged, ours, rewired
 from benchmarks.reporting.ratios import Comparison, Ratio, Spent, changes, compare, compared, contrasts
 from benchmarks.reporting.regression import FIGURES, Point, fit, predictors
@@ -223,40 +224,49 @@ def test_what_is_ahead_in_every_pair_is_tried_again() -> None:
         assert [line.split(" | ")[-1] for line in shown[2:4]] == [f"{said} |", "no |"]  # block-p0.6 does as block-p0.3 does
 
 
-def gained(**by_model: float) -> list[Known]:
-    """Return models of which those in `by_model` gained so much; whose name begins with "r" have shortcuts."""
-    deep, short = Network(20, 20, 20.0, False), Network(20, 5, 5.0, True)
-    return [Known(model, "cifar10", short if model[0] == "r" else deep, rate, rate - 0.2) for model, rate in by_model.items()]
+def gained(**by_model: tuple[float, float]) -> list[Known]:
+    """Return networks by their effective depths, and what they gained; those whose names begin with "r" have shortcuts."""
+    return [
+        Known(model, "cifar10", "gains", Network(20, 4 if model[0] == "r" else 20, depth), Ratio(gain, gain - 0.1, gain + 0.1))
+        for model, (depth, gain) in by_model.items()
+    ]
 
 
-def found(rule: Rule, pairs: list[Known], what: str) -> list[bool | None]:
-    return [None if one is None else getattr(one, what) for one in judge(rule, pairs)]
+def test_the_line_is_found_and_judged_on_families_left_out() -> None:
+    exact = {name: (depth, 0.5 * depth**0.5) for name, depth in (("a", 4.0), ("b", 9.0), ("c", 16.0), ("rd", 25.0), ("re", 36.0))}
+    pairs = gained(**exact)
+    found = line(pairs)
+    assert (found.least, found.most, found.factor) == pytest.approx((4.0, 36.0, 1.0))
+    assert found.at(49.0) == pytest.approx(3.5)
+    said = list(sentences(pairs))
+    assert said[0] == "Known of 5 of 5 pairs, of 5 families; the others have no part in this."
+    assert said[1].startswith("By effective depth: R2 1.00 on families left out, better than the others' mean, and 1.00 on all")
+    assert said[3] == (
+        "The line over effective depth: 1.00 times at 4.0 to 3.00 at 36.0; two of three networks lie within a factor of 1.00 of it."
+    )
+    against = gained(a=(4.0, 1.0), b=(9.0, 3.0), c=(16.0, 1.0), rd=(25.0, 3.0), re=(36.0, 1.0))
+    assert "no better than the others' mean" in list(sentences(against))[1]
+    assert list(sentences(pairs[:2]))[1] == "By effective depth: too few to leave families out."
 
 
-@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.name)
-def test_a_rule_is_judged_on_families_left_out(rule: Rule) -> None:
-    agreeing = gained(plain_a=2.0, plain_b=1.5, r_a=1.0, r_b=1.05)
-    assert found(rule, agreeing, "right") == found(rule, agreeing, "left_out") == [True] * 4
-    contrary = gained(plain_a=1.0, plain_b=1.0, r_a=2.0, r_b=2.0)
-    assert not any(found(rule, contrary, "right") + found(rule, contrary, "left_out"))  # no threshold turns a rule round
-    mixed = gained(plain=2.0, r_a=2.0, r_b=1.0, r_c=1.0)
-    assert found(rule, mixed, "right") == [True, False, True, True]
-    assert f"By {rule.name}: right about 3 of the 4 of which it is known" in " ".join(sentences(mixed))
-    assert found(rule, gained(plain=2.0), "left_out") == [None]
-    unsure = gained(plain_a=2.0, plain_b=1.15, r=1.0)  # 1.15, from .95: nothing is known of it
-    assert found(rule, unsure, "right") == [True, None, True]
+def test_what_is_not_known_stays_in_the_table_and_out_of_the_line() -> None:
+    pairs = gained(a=(4.0, 1.0), b=(9.0, 1.5), c=(16.0, 2.0))
+    unknown = Known("slim_cnn5", "cifar10", "gains", Network(5, 5, 5.0), Ratio(9.0, 1.0, 20.0, "?"))
+    assert line([*pairs, unknown]) == line(pairs)
+    (row,) = [row for row in rows([*pairs, unknown]) if row[0] == "slim_cnn5, cifar10"]
+    assert row[3:5] == ("little", "not known")
+    assert next(sentences([*pairs, unknown])).startswith("Known of 3 of 4 pairs")
+    assert 'trained, "little": slim_cnn5 on cifar10 not known.' in " ".join(sentences([*pairs, unknown]))
 
 
 def test_sizes_of_one_family_do_not_vouch_for_each_other() -> None:
-    sizes = gained(r8=1.0, r20=1.0, r32=1.0)
-    assert found(RULES[0], sizes, "left_out") == [None, None, None]
-    assert [family(one.model) for one in sizes] == ["r", "r", "r"]
-    with_other = [*sizes, *gained(plain=2.0)]
-    assert found(RULES[0], with_other, "left_out") == [True, True, True, True]
-    assert found(RULES[0], [*sizes, *gained(plain=1.0)], "left_out")[-1] is False  # nothing of its depth was seen before
+    assert {point.model for point in points_of(gained(slim_resnet8=(6.0, 1.0), slim_bottleneck29=(9.0, 2.0)))} == {"resnet"}
+    assert list(sentences(gained(r8=(6.0, 1.0), r20=(9.0, 1.5), r32=(12.0, 2.0), r56=(15.0, 2.5))))[1].endswith(
+        "too few to leave families out."
+    )
 
 
-def test_what_is_known_beforehand_is_taken_from_check() -> None:
+def test_what_is_known_beforehand_is_taken_from_the_network() -> None:
     runs = [
         synthetic(arm, rate=rate, model=model, options={"schedule": schedule, "batch": 2})
         for model in ("plain_cnn21", "slim_densenet16")
@@ -265,10 +275,11 @@ def test_what_is_known_beforehand_is_taken_from_check() -> None:
     ]
     compares = [(group, compared(group, COSTS)) for group in grouped(runs)]
     plain, dense = known(compares)
-    assert plain.network == Network(21, 21, pytest.approx(21.0), told=False)
-    assert dense.network == Network(16, 4, pytest.approx(5.8, abs=0.1), told=True)
-    assert [one.gained for one in (plain, dense)] == pytest.approx([2.0, 2.0], rel=0.01)
-    assert tables.foretold(compares).count("| may gain little |") == 1
+    assert (plain.network.longest, plain.network.shortest) == (21, 21)
+    assert (dense.network.longest, dense.network.shortest) == (16, 4)
+    assert (plain.network.depth, dense.network.depth) == pytest.approx((21.0, 5.75), abs=0.01)
+    assert [one.ratio.value for one in (plain, dense)] == pytest.approx([2.0, 2.0], rel=0.01)
+    assert tables.foretold(compares).splitlines()[2].startswith("| slim_densenet16, cifar10 | 5.75 | 4.00 |")
 
 
 def replace_error(run: Run, more: float) -> Run:
@@ -509,12 +520,10 @@ def test_the_report_that_is_kept_is_what_the_curves_say() -> None:
     assert "| small-world-98K | 3 | 97,996 |" in decaying
 
 
-def test_what_check_quotes_of_our_curves_is_what_they_say() -> None:
-    text = (RESULTS / "convergence" / "report" / "report.md").read_text(encoding="utf-8")
-    rows = [line.split(" | ") for line in text.split("| longest path over shortest |")[1].split("\n\n")[0].splitlines()[2:]]
-    gains = [(float(row[2]), float(row[4].split()[0])) for row in rows]
-    for quoted, found in (
-        (outlook.SHALLOW_GAINS, [gained for depth, gained in gains if depth < outlook.DEEP]),
-        (outlook.DEEP_GAINS, [gained for depth, gained in gains if depth >= outlook.DEEP]),
-    ):
-        assert quoted == (min(found), max(found))
+def test_what_check_says_is_the_line_through_the_kept_curves() -> None:
+    folders = [RESULTS / "convergence" / grid for grid in ("quick", "breadth", "gains")]
+    found = line(known([(group, compared(group, COSTS)) for group in grouped(read(folders))]))
+    assert (round(found.least, 1), round(found.most, 1)) == (outlook.LEAST, outlook.MOST)
+    assert (round(found.at(found.least), 2), round(found.at(found.most), 2)) == (outlook.LEAST_GAIN, outlook.MOST_GAIN)
+    assert round(found.factor, 2) == outlook.FACTOR
+    assert outlook.foreseen(9.0) == pytest.approx(found.at(9.0), abs=0.02)

@@ -125,7 +125,7 @@ def test_an_existing_folder_is_kept_unless_forced(saved):
 @pytest.mark.parametrize("name", ["thesis.tex", "checkpoint.pt"])
 def test_force_does_not_cost_files_that_are_not_ours(saved, name):
     (saved / name).write_text("mine")
-    with pytest.raises(SwnetError, match=rf"holds files that swcompile did not write \({name}\); it is not replaced"):
+    with pytest.raises(SwnetError, match=rf"holds files that do not belong to a saved model \({name}\); it is not replaced"):
         store.write(saved, PLAN, {}, (), force=True)
     assert (saved / name).read_text() == "mine"
 
@@ -133,7 +133,7 @@ def test_force_does_not_cost_files_that_are_not_ours(saved, name):
 def test_force_does_not_replace_a_folder_without_a_manifest(tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "model.py").write_text("mine")
-    with pytest.raises(SwnetError, match=r"did not write \(model\.py\)"):
+    with pytest.raises(SwnetError, match=r"do not belong to a saved model \(model\.py\)"):
         store.write(tmp_path / "out", PLAN, {}, (), force=True)
 
 
@@ -150,7 +150,7 @@ def test_force_replaces_no_folder_whose_manifest_is_of_another_program(tmp_path,
 
 def test_force_does_not_cost_an_onnx_file_that_was_put_beside_a_model(saved):
     (saved / "model.onnx").write_text("mine")
-    with pytest.raises(SwnetError, match=r"did not write \(model\.onnx\)"):
+    with pytest.raises(SwnetError, match=r"do not belong to a saved model \(model\.onnx\)"):
         store.write(saved, PLAN, {}, (), force=True)
 
 

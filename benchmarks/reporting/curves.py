@@ -235,10 +235,14 @@ def mean_path(runs: Sequence[Run], x: str, y: str) -> tuple[Floats, Floats, Floa
     return xs.mean(axis=0), ys.mean(axis=0), deviation
 
 
+FAMILIES = {"bottleneck": "resnet", "convnet_c": "cnn"}
+
+
 def family(model: str) -> str:
     """Return what networks of one architecture and several sizes are called alike.
 
-    >>> family("slim_cnn21"), family("plain_cnn41"), family("resnet18_small")
-    ('cnn', 'cnn', 'resnet')
+    >>> family("slim_cnn21"), family("plain_cnn41"), family("resnet18_small"), family("slim_bottleneck29")
+    ('cnn', 'cnn', 'resnet', 'resnet')
     """
-    return model.removeprefix("slim_").removeprefix("plain_").removesuffix("_small").rstrip("0123456789")
+    bare = model.removeprefix("slim_").removeprefix("plain_").removesuffix("_small").rstrip("0123456789")
+    return FAMILIES.get(bare, bare)

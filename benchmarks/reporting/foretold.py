@@ -1,9 +1,9 @@
-"""Can it be told beforehand who gains? Rules on each model as they are, and with a threshold found without the model's family.
+"""Can it be told beforehand who gains? A line through what networks gained over one figure of each, judged on families left out.
 
-A network gains where its arm block-p0.3 reaches the original's final error at least GAIN times sooner in steps, at a constant rate,
-and the 95% interval of that lies above 1; it does not where the ratio is below GAIN; else nothing is known of it. A rule gives a
-network a score, and says that it gains where that is above a threshold. Left out, a network is judged by the threshold that is
-right most often on all the networks of other families, the lowest of several; the rule's own has no part in that.
+    log ratio in steps = intercept + slope * log figure
+
+over the arm block-p0.3 at the original's final error and at a constant rate. A figure has skill where its line predicts families
+that it has not seen better than the mean of the others does: where R2 on families left out is above 0 (reporting/regression.py).
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from itertools import pairwise
 
+import numpy as np
 import torch
 
 from benchmarks.lab.networks import MODELS
@@ -22,149 +22,145 @@ from benchmarks.reporting.curves import family
 from benchmarks.reporting.figures import SETS
 from benchmarks.reporting.judged import Compared, at_end
 from benchmarks.reporting.ratios import Ratio
-from swcompile.outlook import DEEP, LITTLE, effective_depth, paths
+from benchmarks.reporting.regression import Fit, Point, fit
+from swcompile.outlook import effective_depth, paths
 from swcompile.survey import survey
 
 ARM = "block-p0.3"
-GAIN = 1.1
-"""Times sooner: what published data has at most for networks with norms and shortcuts, at their final error."""
+DECLARED_LITTLE = frozenset({"slim_cnn5", "slim_resnet8", "mlp3"})
+"""The networks of the grid `gains` of which it was declared beforehand that they gain little; of its others, that they gain."""
 
 
 @dataclass(frozen=True)
 class Network:
-    """What is known before training: layers on the longest path and on the shortest, the effective depth, and what check says."""
+    """What is known before training: layers on the longest path and on the shortest, and the effective depth."""
 
     longest: int
     shortest: int
     depth: float
-    told: bool
-    """Whether check says that it may gain little."""
 
 
 @dataclass(frozen=True)
 class Known:
-    """A model on a set of images, and what it gained."""
+    """A network on a set of images, and how many times sooner it came to the original's final error."""
 
     model: str
     data: str
+    grid: str
     network: Network
-    gained: float
-    low: float
-    """The lower end of the interval of `gained`, NaN where it is open."""
+    ratio: Ratio
 
     @property
-    def gains(self) -> bool | None:
-        """Whether it gains, None where that is not known."""
-        if self.gained < GAIN:
-            return False
-        return True if self.low > 1 else None
+    def declared(self) -> str:
+        """What was declared of it beforehand."""
+        if self.grid != "gains":
+            return ""
+        return "little" if self.model in DECLARED_LITTLE else "gains"
 
 
-@dataclass(frozen=True)
-class Rule:
-    """Who gains: networks whose score is above a threshold."""
-
-    name: str
-    threshold: float
-    score: Callable[[Network], float]
-
-
-RULES = (
-    Rule("effective depth", DEEP, lambda network: network.depth),
-    Rule("shortcuts", 0.5, lambda network: network.shortest / network.longest),
-)
-"""What `swcompile check` goes by, and what it went by before, from published data: shortcuts to half the depth, and norms."""
-
-
-@dataclass(frozen=True)
-class Judgement:
-    """Whether a rule was right about a network, and whether it would have been with a threshold found on other families."""
-
-    right: bool
-    left_out: bool | None
-    """None where there are no others."""
+FIGURES: Mapping[str, Callable[[Network], float]] = {
+    "effective depth": lambda network: network.depth,
+    "longest path over shortest": lambda network: network.longest / network.shortest,
+}
+"""What `swcompile check` goes by; and shortcuts, which it went by alone before, from published data."""
 
 
 def known(compared: Compared) -> list[Known]:
-    """Return what there is for each model and set, by name; what is not known, or cannot be built here, is left out."""
-    found: dict[tuple[str, str], Ratio] = {}
+    """Return what there is for each network and set of images, by name; those that cannot be built here are left out."""
+    found: dict[tuple[str, str], Known] = {}
     for group, one in at_end(compared):
-        ratio = one.ratios["step"]
-        if one.arm == ARM and group.kind == "constant" and ratio.bound != "?" and group.model in MODELS and group.data in SETS:
-            found.setdefault((group.model, group.data), ratio)
-    return [Known(*pair, _network(*pair), ratio.value, ratio.low) for pair, ratio in sorted(found.items())]
+        if one.arm == ARM and group.kind == "constant" and group.model in MODELS and group.data in SETS:
+            pair = group.model, group.data
+            found.setdefault(pair, Known(*pair, group.grid, _network(*pair), one.ratios["step"]))
+    return [found[pair] for pair in sorted(found)]
 
 
 @cache
 def _network(model: str, data: str) -> Network:
     classes, channels, size = SETS[data]
-    found = survey(seeded(MODELS[model], 0, classes, channels, size), torch.zeros(2, channels, size, size))
-    length = paths(found.graph)
-    return Network(length.longest, length.shortest, effective_depth(found.graph), (found.outlook or "").startswith(LITTLE))
+    graph = survey(seeded(MODELS[model], 0, classes, channels, size), torch.zeros(2, channels, size, size)).graph
+    length = paths(graph)
+    return Network(length.longest, length.shortest, effective_depth(graph))
 
 
-def judge(rule: Rule, pairs: Sequence[Known]) -> list[Judgement | None]:
-    """Judge a rule by each pair, as it is and by other families alone; None where it is not known whether it gains."""
-    sure = [one for one in pairs if one.gains is not None]
+def points(pairs: Sequence[Known]) -> list[Point]:
+    """Return a point for each pair whose ratio is known, bounds as they are, with its figures' logarithms."""
     return [
-        None if one.gains is None else Judgement(_right(rule, one, rule.threshold), _left_out(rule, one, sure)) for one in pairs
+        Point(
+            family(one.model),
+            ARM,
+            math.log(one.ratio.value),
+            {name: math.log(figure(one.network)) for name, figure in FIGURES.items()},
+        )
+        for one in pairs
+        if one.ratio.bound != "?"
     ]
 
 
-def _right(rule: Rule, one: Known, threshold: float) -> bool:
-    return (rule.score(one.network) > threshold) == one.gains
+@dataclass(frozen=True)
+class Line:
+    """What is expected of a depth: exp(intercept + slope * log depth), and the factor that two of three networks stay within."""
+
+    intercept: float
+    slope: float
+    factor: float
+    least: float
+    most: float
+    """The effective depths that it was found on."""
+
+    def at(self, depth: float) -> float:
+        """Return how many times sooner."""
+        return math.exp(self.intercept + self.slope * math.log(depth))
 
 
-def _left_out(rule: Rule, one: Known, sure: Sequence[Known]) -> bool | None:
-    others = [other for other in sure if family(other.model) != family(one.model)]
-    if not others:
-        return None
-
-    best = max(thresholds(rule, others), key=lambda value: sum(_right(rule, other, value) for other in others))
-    return _right(rule, one, best)
-
-
-def thresholds(rule: Rule, pairs: Sequence[Known]) -> list[float]:
-    """Return a threshold below all scores, one between each two neighbours and one above all, in that order."""
-    scores = sorted({rule.score(one.network) for one in pairs})
-    return [scores[0] / 2, *(math.sqrt(low * high) for low, high in pairwise(scores)), scores[-1] * 2]
+def line(pairs: Sequence[Known]) -> Line:
+    """Return the line over effective depth."""
+    found = points(pairs)
+    x, y = np.array([point.x["effective depth"] for point in found]), np.array([point.y for point in found])
+    slope, intercept = np.polyfit(x, y, 1)
+    spread = math.sqrt(float(((y - intercept - slope * x) ** 2).sum()) / (len(found) - 2))
+    return Line(float(intercept), float(slope), math.exp(spread), math.exp(x.min()), math.exp(x.max()))
 
 
 def sentences(pairs: Sequence[Known]) -> Iterator[str]:
-    """Say how often each rule is right, beside saying the same of all."""
-    for rule in RULES:
-        found = [one for one in judge(rule, pairs) if one is not None]
-        left_out = [one.left_out for one in found if one.left_out is not None]
+    """Say how well each figure predicts, and what became of what was declared."""
+    found = points(pairs)
+    families = len({point.model for point in found})
+    yield f"Known of {len(found)} of {len(pairs)} pairs, of {families} families; the others have no part in this."
+    for name in FIGURES:
+        yield f"By {name}: {_skill(fit(found, [name]))}."
+    if len(found) > 2:
+        at = line(pairs)
         yield (
-            f"By {rule.name}: right about {sum(one.right for one in found)} of the {len(found)} of which it is known; "
-            f"with a threshold found on other families, about {sum(left_out)} of {len(left_out)}."
+            f"The line over effective depth: {at.at(at.least):.2f} times at {at.least:.1f} to {at.at(at.most):.2f} at "
+            f"{at.most:.1f}; two of three networks lie within a factor of {at.factor:.2f} of it."
         )
-    sure = [one.gains for one in pairs if one.gains is not None]
-    yield f"Saying the same of all would be right about {max(sum(sure), len(sure) - sum(sure))} of {len(sure)}."
+    for words in ("little", "gains"):
+        told = [f"{one.model} on {one.data} {one.ratio}" for one in pairs if one.declared == words]
+        if told:
+            yield f'Declared before they were trained, "{words}": {"; ".join(told)}.'
 
 
-HEADINGS = (
-    *("model, images", "longest path over shortest", "effective depth", "check says", "ratio in steps"),
-    *(column for rule in RULES for column in (f"by {rule.name}", "left out")),
-)
+def _skill(found: Fit) -> str:
+    if math.isnan(found.left_out):
+        return "too few to leave families out"
+    said = "no better than the others' mean" if found.left_out <= 0 else "better than the others' mean"
+    return f"R2 {found.left_out:.2f} on families left out, {said}, and {found.r2:.2f} on all"
+
+
+HEADINGS = ("network, images", *FIGURES, "declared", "ratio in steps", "by the line over effective depth")
 
 
 def rows(pairs: Sequence[Known]) -> list[tuple[str, ...]]:
-    """Return the table's rows."""
-    judgements = [judge(rule, pairs) for rule in RULES]
+    """Return the table's rows, by effective depth."""
+    at = line(pairs) if len(points(pairs)) > 2 else None
     return [
         (
             f"{one.model}, {one.data}",
-            f"{one.network.longest / one.network.shortest:.2f}",
-            f"{one.network.depth:.1f}",
-            "may gain little" if one.network.told else "nothing",
-            f"{one.gained:.2f}" + ("" if math.isnan(one.low) else f" (from {one.low:.2f})"),
-            *(word for judged in judgements for word in _words(judged[place])),
+            *(f"{figure(one.network):.2f}" for figure in FIGURES.values()),
+            one.declared,
+            str(one.ratio),
+            f"{at.at(one.network.depth):.2f}" if at else "",
         )
-        for place, one in enumerate(pairs)
+        for one in sorted(pairs, key=lambda one: one.network.depth)
     ]
-
-
-def _words(found: Judgement | None) -> tuple[str, str]:
-    words: Mapping[bool | None, str] = {True: "right", False: "wrong", None: "not known"}
-    return ("not known", "not known") if found is None else (words[found.right], words[found.left_out])

@@ -191,7 +191,7 @@ def _and(names: Sequence[str]) -> str:
 
 
 def foretold(compared: Compared) -> str:
-    """Return the table of what is known of each model beforehand beside what it gained, and how often each rule is right."""
+    """Return the table of what is known of each network beforehand beside what it gained, and how well that predicts it."""
     found = known(compared)
     return f"{markdown(HEADINGS, rows(found))}\n{chr(10).join(sentences(found))}\n" if found else "No curves yet.\n"
 

@@ -162,7 +162,7 @@ def test_a_folder_is_replaced_when_asked_and_only_one_of_ours(tmp_path: Path) ->
     assert sorted(file.name for file in (tmp_path / "out").iterdir()) == ["manifest.json", "model.pt2"]
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("mine")
-    with pytest.raises(SwnetError, match="did not write"):
+    with pytest.raises(SwnetError, match="do not belong to an export"):
         export(module, tmp_path / "mine", to="python", force=True)
 
 
@@ -171,7 +171,7 @@ def test_an_export_never_replaces_a_saved_model(tmp_path: Path) -> None:
     swnet.save(module, tmp_path / "out")
     before = {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()}
     kept = r"holds a saved model, which `swcompile transform` or swnet\.save wrote; an export does not replace it\."
-    strange = r"holds files that swcompile did not write \(plan\.json\); it is not replaced\. Choose another\."
+    strange = r"holds files that do not belong to an export \(plan\.json\); it is not replaced\. Choose another\."
     for manifest, said in ((before["manifest.json"], kept), (b"[1]", strange), (b"no json", strange)):
         (tmp_path / "out" / "manifest.json").write_bytes(manifest)
         with pytest.raises(SwnetError, match=said):

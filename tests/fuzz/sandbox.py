@@ -185,9 +185,12 @@ def limited(seconds: float) -> Iterator[list[str]]:
     """
     rung: list[str] = []
 
-    def ring(_: int, frame: FrameType | None) -> None:
+    def ring(number: int, frame: FrameType | None) -> None:
         rung.append(f"{frame.f_code.co_filename}:{frame.f_lineno}" if frame else "?")
-        raise Overtime(f"it took longer than {seconds:g} s")
+        by_clock = number == signal.SIGALRM
+        raise Overtime(
+            f"it took longer than {BUSY * seconds:g} s by the clock" if by_clock else f"it took longer than {seconds:g} s"
+        )
 
     clocks = (signal.ITIMER_PROF, signal.SIGPROF, seconds), (signal.ITIMER_REAL, signal.SIGALRM, BUSY * seconds)
     before = [signal.signal(number, ring) for _, number, _ in clocks]
