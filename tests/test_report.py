@@ -460,7 +460,7 @@ def test_pairs_of_which_nothing_is_known_are_named_and_do_not_hide_the_others() 
 
     short = mean(slow + open_)
     assert short.value == pytest.approx(1.5, abs=0.05)
-    assert "left out, as it is not known of them, 1 pairs: open on cifar10" in short.how
+    assert "block, 1 pairs: slow on cifar10; not known of open on cifar10, with which as they stand it is 1.2" in short.how
     assert mean(slow + open_ + fast).value is None  # 2.4 without what is not known: that meets nothing
     assert mean(open_).value is None
 

@@ -120,9 +120,11 @@ def _constant(compared: Compared) -> Iterator[Judged]:
         ratios = list(pairs.values())
         known = [ratio for ratio in ratios if ratio.bound != "?"] or ratios
         mean = float(np.mean([math.log(ratio.value) for ratio in known]))
-        how = f"{arm}, {_named(pairs)}"
-        if unknown := {pair: ratio for pair, ratio in pairs.items() if ratio not in known}:
-            how += f"; left out, as it is not known of them, {_named(unknown)}"
+        unknown = [pair for pair, ratio in pairs.items() if ratio not in known]
+        how = f"{arm}, {len(known)} pairs: {_named(set(pairs) - set(unknown))}"
+        if unknown:
+            stand = math.exp(float(np.mean([math.log(ratio.value) for ratio in ratios])))
+            how += f"; not known of {_named(unknown)}, with which as they stand it is {stand:.2f}"
         yield Judged(what, CONSTANT_RATE, *_claimed(CONSTANT_RATE, math.exp(mean), ratios, how))
         yield Judged(f"{what}, lower end of the interval", CONSTANT_RATE, _known(math.exp(mean - _half(ratios))), arm)
     if not by_arm:
@@ -130,7 +132,7 @@ def _constant(compared: Compared) -> Iterator[Judged]:
 
 
 def _named(pairs: Collection[tuple[str, str]]) -> str:
-    return f"{len(pairs)} pairs: {', '.join(f'{model} on {data}' for model, data in sorted(pairs))}"
+    return ", ".join(f"{model} on {data}" for model, data in sorted(pairs))
 
 
 def _half(ratios: Sequence[Ratio]) -> float:
