@@ -261,7 +261,7 @@ GAINS = Grid(
     ),
     seeds=(0, 1, 2, 3, 4),
 )
-"""Who gains: seven nets that had no part in what was said of that before, and two that had, on other images; at the rates of others.
+"""Who gains: seven nets that had no part in what was said of that, and two that had, on other images; at rates tuned for others.
 
 Declared before the first of them ran, from the five models of `quick` and `breadth`: not that there are shortcuts tells who gains
 little, but that a network's effective depth is small already, below 7.4 (half way, as a ratio, between those that were known of: a
