@@ -786,6 +786,7 @@ class Watch:
             os._exit(0)
 
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever started the tests may ignore it, as a shell's background does
 sys.meta_path.insert(0, Watch())
 cli.run(sys.argv[1:])
 """
