@@ -62,8 +62,8 @@ later. Rewiring 1x1 layers alone takes a network that has others too: that was t
 breadth, `block` rewires nothing else anyway: that is no answer). All arms of a pair learn at one rate, that of block-p0.3, which
 for `kernel` on slim_cnn21 is a quarter of what tuning chose for it in quick. dense-init draws smaller weights at first, which in
 front of a norm is much like a higher rate; so it was tried at the tuned rate, too (policy-rate, added when it was seen ahead
-here), and was to become a default only if ahead in both. It is not: the default stays, which also keeps the scale of what passes
-through networks without norms, of which none was trained.
+here), and was to become a default only if ahead in both. It is not, though its row below says kept: the default stays, which also
+keeps the scale of what passes through networks without norms, of which none was trained.
 """
 
 

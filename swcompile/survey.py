@@ -1,4 +1,4 @@
-"""What of a model can be rewired, and its figures over p: what is known before anything is decided or computed."""
+"""What of a model can be rewired, and its figures over p: what is known before anything is decided."""
 
 from __future__ import annotations
 

@@ -465,6 +465,17 @@ def test_pairs_of_which_nothing_is_known_are_named_and_do_not_hide_the_others() 
     assert mean(open_).value is None
 
 
+def test_of_a_pair_in_several_grids_the_same_one_counts_everywhere() -> None:
+    runs = [
+        synthetic(arm, rate=rate, model="plain_cnn21", grid=grid)
+        for grid, gain in (("core", 2.0), ("full", 1.5))
+        for arm, rate in (("original", 1.0), ("block-p0.3", gain))
+    ]
+    compares = [(group, compared(group, COSTS)) for group in grouped(runs)]
+    assert [(one.grid, round(one.ratio.value)) for one in known(compares)] == [("core", 2)]
+    assert next(one.value for one in judged(compares) if "Constant" in one.what) == pytest.approx(2.0, rel=0.01)
+
+
 def test_the_interval_of_the_mean_ratio_is_judged_too() -> None:
     runs = [
         synthetic(arm, seed, rate, model=model, noise=0.01)

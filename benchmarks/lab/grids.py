@@ -263,10 +263,14 @@ GAINS = Grid(
 )
 """Who gains: seven nets that had no part in what was said of that, and two that had, on other images; at rates tuned for others.
 
-Declared before the first of them ran, from the five models of `quick` and `breadth`: not that there are shortcuts tells who gains
-little, but that a network's effective depth is small already, below 7.4 (half way, as a ratio, between those that were known of: a
-DenseNet of 5.8 that gained nothing and a ResNet of 9.5 that did). By that cnn5, resnet8 and mlp3 gain little, and the other six
-gain. What came of it is in the report: "Does check tell beforehand who gains?".
+What came of it is in the report: "Does check tell beforehand who gains?".
+"""
+DECLARED_LITTLE = frozenset({"slim_cnn5", "slim_resnet8", "mlp3"})
+"""Those of `gains` that were declared to gain little before the first of them ran; the other six, to gain.
+
+From the five models of `quick` and `breadth`: not that there are shortcuts tells who gains little, but that a network's effective
+depth is small already, below 7.4 (half way, as a ratio, between those that were known of: a DenseNet of 5.8 that gained nothing and
+a ResNet of 9.5 that did).
 """
 
 SMALL_DENSENETS = (

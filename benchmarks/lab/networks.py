@@ -65,9 +65,9 @@ def slim_bottleneck29(classes: int = 10, channels: int = 3, size: int = 32) -> n
     return nn.Sequential(*body, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(before, classes))
 
 
-def slim_densenet(depth: int, classes: int = 10, channels: int = 3, size: int = 32) -> nn.Sequential:
-    """Return a DenseNet of `depth` weight layers, growth 8, at half the resolution."""
-    return nn.Sequential(nn.AvgPool2d(2), densenet(depth, 8, classes, channels=channels))
+def slim_densenet16(classes: int = 10, channels: int = 3, size: int = 32) -> nn.Sequential:
+    """Return a DenseNet of 16 weight layers, growth 8, at half the resolution."""
+    return nn.Sequential(nn.AvgPool2d(2), densenet(16, 8, classes, channels=channels))
 
 
 def resnet56(classes: int = 10, channels: int = 3, size: int = 32) -> nn.Sequential:
@@ -190,8 +190,7 @@ MODELS: Mapping[str, Build] = {
     "slim_resnet20": partial(slim_resnet, 20),
     "slim_resnet32": partial(slim_resnet, 32),
     "slim_bottleneck29": slim_bottleneck29,
-    "slim_densenet16": partial(slim_densenet, 16),
-    "slim_densenet28": partial(slim_densenet, 28),
+    "slim_densenet16": slim_densenet16,
     "slim_mobilenet": slim_mobilenet,
     "resnet20": resnet20,
     "resnet56": resnet56,

@@ -16,19 +16,18 @@ from functools import cache
 import numpy as np
 import torch
 
+from benchmarks.lab.grids import DECLARED_LITTLE, GAINS
 from benchmarks.lab.networks import MODELS
 from benchmarks.models import seeded
 from benchmarks.reporting.curves import family
 from benchmarks.reporting.figures import SETS
-from benchmarks.reporting.judged import Compared, at_end
+from benchmarks.reporting.judged import Compared, at_constant_rate
 from benchmarks.reporting.ratios import Ratio
 from benchmarks.reporting.regression import Fit, Point, fit
 from swcompile.outlook import effective_depth, paths
 from swcompile.survey import survey
 
 ARM = "block-p0.3"
-DECLARED_LITTLE = frozenset({"slim_cnn5", "slim_resnet8", "mlp3"})
-"""The networks of the grid `gains` of which it was declared beforehand that they gain little; of its others, that they gain."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +52,7 @@ class Known:
     @property
     def declared(self) -> str:
         """What was declared of it beforehand."""
-        if self.grid != "gains":
+        if self.grid != GAINS.name:
             return ""
         return "little" if self.model in DECLARED_LITTLE else "gains"
 
@@ -67,12 +66,11 @@ FIGURES: Mapping[str, Callable[[Network], float]] = {
 
 def known(compared: Compared) -> list[Known]:
     """Return what there is for each network and set of images, by name; those that cannot be built here are left out."""
-    found: dict[tuple[str, str], Known] = {}
-    for group, one in at_end(compared):
-        if one.arm == ARM and group.kind == "constant" and group.model in MODELS and group.data in SETS:
-            pair = group.model, group.data
-            found.setdefault(pair, Known(*pair, group.grid, _network(*pair), one.ratios["step"]))
-    return [found[pair] for pair in sorted(found)]
+    return [
+        Known(model, data, group.grid, _network(model, data), one.ratios["step"])
+        for (model, data), (group, one) in sorted(at_constant_rate(compared).get(ARM, {}).items(), key=lambda item: item[0])
+        if model in MODELS and data in SETS
+    ]
 
 
 @cache

@@ -73,6 +73,15 @@ def at_end(compared: Compared) -> Iterator[tuple[Group, Comparison]]:
         yield from ((group, one) for one in every if one.share == 1.0 and rewired(group, one.arm))
 
 
+def at_constant_rate(compared: Compared) -> dict[str, dict[tuple[str, str], tuple[Group, Comparison]]]:
+    """Return what `at_end` yields of a constant rate, by arm and by model and data; of several grids the first by name counts."""
+    by_arm: dict[str, dict[tuple[str, str], tuple[Group, Comparison]]] = {}
+    for group, one in at_end(compared):
+        if group.kind == "constant":
+            by_arm.setdefault(one.arm, {}).setdefault((group.model, group.data), (group, one))
+    return by_arm
+
+
 def ours(compared: Compared, row: Paper) -> str:
     """Return what our curves say of a row: each rewired arm's ratio in epochs at the original's final error, and both errors."""
     found = [
@@ -112,11 +121,9 @@ def _plateau(compared: Compared) -> Iterator[Judged]:
 
 def _constant(compared: Compared) -> Iterator[Judged]:
     what = "Constant rate, mean over (model, data): times fewer steps to the original's final error"
-    by_arm: dict[str, dict[tuple[str, str], Ratio]] = {}
-    for group, one in at_end(compared):
-        if group.kind == "constant":
-            by_arm.setdefault(one.arm, {})[group.model, group.data] = one.ratios["step"]
-    for arm, pairs in sorted(by_arm.items()):
+    by_arm = at_constant_rate(compared)
+    for arm, found in sorted(by_arm.items()):
+        pairs = {pair: one.ratios["step"] for pair, (_, one) in found.items()}
         ratios = list(pairs.values())
         known = [ratio for ratio in ratios if ratio.bound != "?"] or ratios
         mean = float(np.mean([math.log(ratio.value) for ratio in known]))

@@ -55,7 +55,7 @@ def run(arguments: Sequence[str]) -> int:
     except SwnetError as error:
         _complain(f"error: {_printable(str(error))}")
         return exit_codes.NOTHING_TO_DO if isinstance(error, NothingToDoError) else exit_codes.BAD_INPUT
-    except Exception:
+    except Exception:  # a bug of ours, whichever: said as one, with the traceback and an exit code of its own
         _complain(f"{traceback.format_exc()}{BUG_REPORT}")
         return exit_codes.BUG
 

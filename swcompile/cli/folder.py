@@ -10,23 +10,25 @@ from pathlib import Path
 
 from torch import fx
 
-from swcompile import api, report, store
+from swcompile import report, store
+from swcompile.check import Ledger
 from swcompile.cli.screen import json_text
 from swcompile.errors import first_line
 from swcompile.modelfile import ModelFile
-from swcompile.record import record
+from swcompile.record import Record
 from swcompile.report import Facts
 
 
-def write(out: Path, found: ModelFile, rewired: fx.GraphModule, pages: Mapping[str, bytes], *, force: bool) -> None:
-    """Write the folder, whole or not at all; `pages` are the files of the report, as `pages` gives them."""
+def write(
+    out: Path, found: ModelFile, rewired: fx.GraphModule, known: Record, ledger: Ledger, pages: Mapping[str, bytes], *, force: bool
+) -> None:
+    """Write the folder, whole or not at all; `known` and `ledger` are of `rewired`, `pages` are what `pages` gives."""
     copies = {f"source/{file.relative_to(found.root).as_posix()}": file.read_bytes() for file in found.sources}
     program = MODEL_PY.format(source=next(iter(copies)), entry=found.entry_name)
-    ledger = f"{json_text(api.ledger(rewired).as_dict())}\n"
-    extras = {**copies, "ledger.json": ledger.encode(), "model.py": program.encode(), **pages}
-    made = record(rewired)
+    counts = f"{json_text(ledger.as_dict())}\n"
+    extras = {**copies, "ledger.json": counts.encode(), "model.py": program.encode(), **pages}
     name = type(found.model).__name__
-    store.write(out, made.plan, rewired.state_dict(), made.example_shapes, model=name, extras=extras, force=force)
+    store.write(out, known.plan, rewired.state_dict(), known.example_shapes, model=name, extras=extras, force=force)
 
 
 def pages(seen: Facts, *, plots: bool) -> tuple[dict[str, bytes], str]:

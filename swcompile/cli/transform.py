@@ -94,7 +94,7 @@ def transform(
         seen = facts(rewired, report.command(click.get_current_context()))
         pages, left_out = folder.pages(seen, plots=plots)
         begin(f"writing {out}")
-        folder.write(target, found, rewired, pages, force=force)
+        folder.write(target, found, rewired, known, ledger, pages, force=force)
         if graph_path is not None:
             graphfile.write(graph_path, known.graph, known.plan)
     page = os.path.join(out, store.REPORT) if pages else None
